@@ -1,0 +1,1 @@
+"""Thin Ray Train entry points that a tenant would submit."""

@@ -1,0 +1,1 @@
+"""Cloudfarm: one Ray cluster, many tenants; a lease is a Ray node."""

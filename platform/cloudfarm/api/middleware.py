@@ -1,0 +1,146 @@
+"""What holds for every request, whatever its route."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cloudfarm.api.problem import problem_response
+from cloudfarm.errors import CloudfarmError, TooLargeError
+from cloudfarm.usecases.access import quoted
+
+log = logging.getLogger(__name__)
+
+MAX_DRAIN_BYTES = 512 * 1024**2
+"""How much of a body that is too large is read and thrown away, so that the client sees the answer.
+
+A client that is still sending when the connection closes reports a broken connection and not the reason. Ray's own
+client refuses to send more than this.
+"""
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Boundary:
+    """The outermost layer: security headers, HEAD, and an answer without internals for whatever went wrong inside."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            # FastAPI's routes know GET only; a HEAD is a GET whose body is not sent.
+            scope = {**scope, "method": "GET"}
+
+        async def send_on(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            elif is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except ClientGoneError:
+            log.info("%s %s: the client went away", scope["method"], quoted(scope["path"]))
+        except Exception:
+            incident = secrets.token_hex(6)
+            log.exception("incident %s: %s %s", incident, scope["method"], quoted(scope["path"]))
+            if started:
+                raise  # too late for an answer: the server cuts the connection, which tells the client
+            error = CloudfarmError(
+                f"the farm made a mistake; tell its operator the incident {incident}", incident=incident
+            )
+            await problem_response(HTTPConnection(scope), error)(scope, receive, send_on)
+
+
+class BodyLimit:
+    """Reads each body up to a limit before anything else looks at it, whether or not its length was announced.
+
+    Uploads that are streamed have their own limit and are passed through.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, streamed_prefix: str) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._streamed_prefix = streamed_prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        streamed = (
+            scope["type"] == "http"
+            and scope["method"] == "PUT"
+            and scope["path"].startswith(self._streamed_prefix)
+        )
+        if scope["type"] != "http" or streamed:
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        size = 0
+        async for chunk in body_of(receive):
+            size += len(chunk)
+            if size <= self._max_bytes:
+                body += chunk
+            elif size > self._max_bytes + MAX_DRAIN_BYTES:
+                break
+        if size > self._max_bytes:
+            error = TooLargeError(f"the body is over {self._max_bytes} bytes", max_bytes=self._max_bytes)
+            await problem_response(HTTPConnection(scope), error)(scope, receive, send)
+            return
+        replayed = False
+
+        async def receive_again() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self._app(scope, receive_again, send)
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its body was complete; nobody is left to be told."""
+
+
+async def body_of(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield a request's body as it comes.
+
+    Raises:
+        ClientGoneError: if the client goes away before the end.
+    """
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        yield message.get("body", b"")
+        if not message.get("more_body", False):
+            return
+
+
+async def drain(body: AsyncIterator[bytes]) -> None:
+    """Read and throw away the rest of a body, up to a limit."""
+    size = 0
+    async for chunk in body:
+        size += len(chunk)
+        if size > MAX_DRAIN_BYTES:
+            return

@@ -1,0 +1,78 @@
+"""Models, services, and calls to them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+
+from cloudfarm.api import schemas
+from cloudfarm.api.auth import Caller, Member, Viewer
+from cloudfarm.api.context import Context
+from cloudfarm.usecases import inference, models, services
+
+router = APIRouter(prefix="/v1", tags=["Models and services"])
+
+
+@router.get("/models")
+async def list_models(caller: Viewer, context: Context) -> list[schemas.ModelOut]:
+    """Return the tenant's model versions."""
+    return [schemas.ModelOut.of(model) for model in await models.list_models(context.store, caller)]
+
+
+@router.get("/models/{ref}")
+async def show_model(ref: str, caller: Viewer, context: Context) -> schemas.ModelOut:
+    """Return ``name:number``, or the newest version of ``name``."""
+    return schemas.ModelOut.of(await models.get_model(context.store, caller, ref))
+
+
+@router.post("/services", status_code=201)
+async def deploy(body: schemas.ServiceBody, caller: Member, context: Context) -> schemas.ServiceOut:
+    """Deploy a model."""
+    view = await services.deploy_service(
+        context.store,
+        context.clock,
+        context.settings,
+        caller,
+        model=body.model,
+        name=body.name,
+        gpus=body.gpus,
+        replicas=body.replicas,
+        cpus=body.cpus,
+        memory=body.memory,
+        replace_model=body.replace,
+    )
+    context.nudge.nudge()
+    return schemas.ServiceOut.of(view)
+
+
+@router.get("/services")
+async def list_services(
+    caller: Viewer, context: Context, tenant: str | None = None
+) -> list[schemas.ServiceOut]:
+    """Return the services that are not deleted."""
+    return [
+        schemas.ServiceOut.of(view)
+        for view in await services.list_services(context.store, caller, tenant=tenant)
+    ]
+
+
+@router.get("/services/{name}")
+async def show(name: str, caller: Viewer, context: Context) -> schemas.ServiceOut:
+    """Return a service."""
+    return schemas.ServiceOut.of(await services.get_service(context.store, caller, name))
+
+
+@router.delete("/services/{name}", status_code=202)
+async def delete(name: str, caller: Member, context: Context) -> dict[str, str]:
+    """Let a service end."""
+    service = await services.delete_service(context.store, context.clock, caller, name)
+    context.nudge.nudge()
+    return {"id": service.id, "name": service.name, "status": service.status, "target": service.target}
+
+
+@router.post("/services/{name}/predict")
+async def predict(
+    name: str, caller: Caller, context: Context, body: schemas.JsonBody
+) -> Mapping[str, Any]:
+    """Call a service: the one route that API keys open."""
+    return await inference.predict(context.store, context.inference, caller, name, body)

@@ -1,0 +1,235 @@
+"""Commands that talk to a farm's API: see ``session`` for which farm and whose token."""
+
+from typing import Annotated
+
+import typer
+
+from cloudfarm.cli.session import JsonOption, TenantOption, connect, out, show
+
+LEASE_COLUMNS = ("id", "name", "tenant", "kind", "shape", "status", "grade", "ends", "message")
+SERVICE_COLUMNS = ("name", "tenant", "model", "status", "replicas", "lease", "message")
+
+lease = typer.Typer(no_args_is_help=True, help="Leases: the right to slices of GPUs until a time.")
+tenant = typer.Typer(no_args_is_help=True, help="Tenants (operators).")
+token = typer.Typer(no_args_is_help=True, help="Tokens for people.")
+key = typer.Typer(no_args_is_help=True, help="API keys for services.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for name, group in (("lease", lease), ("tenant", tenant), ("token", token), ("key", key)):
+        app.add_typer(group, name=name)
+    for command in (whoami, models, deploy, undeploy, services, usage, events):
+        app.command()(command)
+
+
+@lease.command("request")
+def lease_request(
+    gpus: Annotated[str, typer.Argument(help="COUNTxSHARE or SHARE, such as 2x0.5, 0.25, 4, 0.")],
+    name: Annotated[str | None, typer.Option(help="A name to use it by.")] = None,
+    hours: Annotated[str | None, typer.Option(help="How long, from when it starts.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of each slice.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of each slice, such as 4GiB.")] = None,
+    gpu_model: Annotated[str | None, typer.Option(help="Only GPUs of this model.")] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask for a lease."""
+    body = {"gpus": gpus, "name": name, "hours": hours, "cpus": cpus, "memory": memory, "gpu_model": gpu_model}
+    with connect() as farm:
+        show(farm.post("/v1/leases", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+
+
+@lease.command("list")
+def lease_list(
+    tenant_id: TenantOption = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List leases, oldest first."""
+    with connect() as farm:
+        found = farm.get("/v1/leases", tenant=tenant_id, open_only=not every)
+    show(found, as_json=as_json, columns=LEASE_COLUMNS)
+
+
+@lease.command("show")
+def lease_show(lease_id: str, *, as_json: JsonOption = False) -> None:
+    """Show one lease."""
+    with connect() as farm:
+        show(farm.get(f"/v1/leases/{lease_id}"), as_json=as_json)
+
+
+@lease.command("extend")
+def lease_extend(lease_id: str, hours: str, *, as_json: JsonOption = False) -> None:
+    """Move a lease's time limit further away."""
+    with connect() as farm:
+        show(farm.post(f"/v1/leases/{lease_id}/extend", {"hours": hours}), as_json=as_json)
+
+
+@lease.command("release")
+def lease_release(lease_id: str, *, as_json: JsonOption = False) -> None:
+    """End a lease now; what runs in it is stopped."""
+    with connect() as farm:
+        show(farm.delete(f"/v1/leases/{lease_id}"), as_json=as_json)
+
+
+@tenant.command("create")
+def tenant_create(
+    slug: str,
+    title: Annotated[str, typer.Option(help="Name for people.")] = "",
+    limit_gpus: Annotated[str | None, typer.Option(help="GPUs it may hold at once.")] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a tenant."""
+    body = {"id": slug, "title": title or slug, "limit_gpus": limit_gpus}
+    with connect() as farm:
+        show(farm.post("/v1/tenants", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+
+
+@tenant.command("list")
+def tenant_list(*, as_json: JsonOption = False) -> None:
+    """List tenants."""
+    with connect() as farm:
+        show(farm.get("/v1/tenants"), as_json=as_json, columns=("id", "title", "limit_gpus", "closed"))
+
+
+@tenant.command("limit")
+def tenant_limit(slug: str, gpus: str, *, as_json: JsonOption = False) -> None:
+    """Set how many GPUs a tenant may hold at once."""
+    with connect() as farm:
+        show(farm.patch(f"/v1/tenants/{slug}", {"limit_gpus": gpus}), as_json=as_json)
+
+
+@token.command("create")
+def token_create(
+    user: str,
+    role: Annotated[str, typer.Option(help="operator, admin, member or viewer.")] = "member",
+    hours: Annotated[str | None, typer.Option(help="Valid so long; for ever if not given.")] = None,
+    tenant_id: TenantOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Issue a token; its secret is shown this once."""
+    body = {"user": user, "role": role, "hours": hours, "tenant": tenant_id}
+    with connect() as farm:
+        show(farm.post("/v1/tokens", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+
+
+@token.command("list")
+def token_list(tenant_id: TenantOption = None, *, as_json: JsonOption = False) -> None:
+    """List tokens."""
+    with connect() as farm:
+        show(farm.get("/v1/tokens", tenant=tenant_id), as_json=as_json, columns=("id", "user", "role", "expires", "revoked"))
+
+
+@token.command("revoke")
+def token_revoke(token_id: str) -> None:
+    """Revoke a token now."""
+    with connect() as farm:
+        farm.delete(f"/v1/tokens/{token_id}")
+    out.print("revoked")
+
+
+@key.command("create")
+def key_create(
+    user: str,
+    service: Annotated[list[str] | None, typer.Option(help="Only for this service; may be repeated.")] = None,
+    hours: Annotated[str | None, typer.Option(help="Valid so long.")] = None,
+    tenant_id: TenantOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Issue an API key; its secret is shown this once."""
+    body = {"user": user, "services": service or [], "hours": hours, "tenant": tenant_id}
+    with connect() as farm:
+        show(farm.post("/v1/keys", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+
+
+@key.command("list")
+def key_list(tenant_id: TenantOption = None, *, as_json: JsonOption = False) -> None:
+    """List API keys."""
+    with connect() as farm:
+        show(farm.get("/v1/keys", tenant=tenant_id), as_json=as_json, columns=("id", "user", "services", "expires", "revoked"))
+
+
+@key.command("revoke")
+def key_revoke(key_id: str) -> None:
+    """Revoke an API key now."""
+    with connect() as farm:
+        farm.delete(f"/v1/keys/{key_id}")
+    out.print("revoked")
+
+
+def whoami(*, as_json: JsonOption = False) -> None:
+    """Show whose token this is."""
+    with connect() as farm:
+        show(farm.get("/v1/whoami"), as_json=as_json)
+
+
+def models(*, as_json: JsonOption = False) -> None:
+    """List model versions."""
+    with connect() as farm:
+        show(farm.get("/v1/models"), as_json=as_json, columns=("ref", "kind", "job", "created", "metrics"))
+
+
+def deploy(
+    model: Annotated[str, typer.Argument(help="NAME (newest version) or NAME:NUMBER.")],
+    gpus: Annotated[str, typer.Option(help="Share of each replica.")] = "0",
+    replicas: Annotated[int, typer.Option(help="How many.")] = 1,
+    name: Annotated[str | None, typer.Option(help="The service's name; the model's if not given.")] = None,
+    *,
+    replace: Annotated[bool, typer.Option("--replace", help="Give a running service this model.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a model answering requests."""
+    body = {"model": model, "gpus": gpus, "replicas": replicas, "name": name, "replace": replace}
+    with connect() as farm:
+        show(farm.post("/v1/services", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+
+
+def undeploy(name: str) -> None:
+    """Delete a service."""
+    with connect() as farm:
+        farm.delete(f"/v1/services/{name}")
+    out.print(f"{name} is being deleted", highlight=False)
+
+
+def services(tenant_id: TenantOption = None, *, as_json: JsonOption = False) -> None:
+    """List services."""
+    with connect() as farm:
+        show(farm.get("/v1/services", tenant=tenant_id), as_json=as_json, columns=SERVICE_COLUMNS)
+
+
+def usage(
+    tenant_id: TenantOption = None,
+    lease_id: Annotated[str | None, typer.Option("--lease", help="Of this lease.")] = None,
+    first_day: Annotated[str | None, typer.Option("--from", help="First UTC day, YYYY-MM-DD.")] = None,
+    last_day: Annotated[str | None, typer.Option("--to", help="Last UTC day.")] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the statement: milli-GPU-seconds by day, tenant and lease."""
+    with connect() as farm:
+        found = farm.get("/v1/usage", tenant=tenant_id, lease=lease_id, **{"from": first_day, "to": last_day})
+    if as_json:
+        show(found, as_json=True)
+        return
+    show(found["lines"], as_json=False, columns=("day", "tenant", "lease", "kind", "milli_gpu_seconds"))
+    out.print(f"total: {found['total']} milli-GPU-seconds", highlight=False)
+    for each in found["running"]:
+        out.print(f"running: {each['lease']} of {each['tenant']}, {each['milli_gpu_seconds']} so far", highlight=False)
+
+
+def events(
+    tenant_id: TenantOption = None,
+    subject: Annotated[str | None, typer.Option(help="Of this lease, job, service or host.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 50,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """List what happened, newest first."""
+    with connect() as farm:
+        found = farm.get("/v1/events", tenant=tenant_id, subject=subject, limit=limit)
+    show(found, as_json=as_json, columns=("at", "kind", "subject", "tenant", "actor", "message"))

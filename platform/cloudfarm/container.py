@@ -1,0 +1,122 @@
+"""The composition root: builds the farm's parts from its settings, each replaceable by keyword.
+
+Heavy imports are inside the functions: the CLI builds few of these parts.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloudfarm.clock import Clock, SystemClock
+from cloudfarm.domain.quantities import parse_shape
+from cloudfarm.ports import Artifacts, Store
+from cloudfarm.settings import Settings
+from cloudfarm.steward.view import Policy
+
+if TYPE_CHECKING:
+    from cloudfarm.api.context import ApiContext
+    from cloudfarm.steward.loop import Steward
+
+
+def load_settings(state_dir: Path) -> Settings:
+    """Return the settings that a running farm was started with."""
+    return Settings.model_validate_json((state_dir / "settings.json").read_text())
+
+
+def open_store(settings: Settings) -> Store:
+    """Open the store, whose schema was brought up to date when the farm was started."""
+    from cloudfarm.store.engine import SqlStore, make_engines  # noqa: PLC0415
+
+    return SqlStore(*make_engines(settings.database))
+
+
+def open_artifacts(settings: Settings) -> Artifacts:
+    """Open the artifact store."""
+    from cloudfarm.artifacts import FileArtifacts  # noqa: PLC0415
+
+    return FileArtifacts(settings.artifacts)
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Return the steward's knobs."""
+    return Policy(
+        start_timeout_ms=settings.start_timeout_s * 1000,
+        notice_ms=settings.notice_s * 1000,
+        host_lost_ms=settings.host_lost_s * 1000,
+    )
+
+
+def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides: Any) -> "Steward":
+    """Build a steward in a process that is connected to the cluster.
+
+    Args:
+        settings: of the farm.
+        clock: instead of the host's.
+        **overrides: any of ``store``, ``artifacts``, ``hosts``, ``ray_jobs``, ``serving``, ``watch``, ``admit``.
+    """
+    from cloudfarm.raylayer.hosts import RayHosts  # noqa: PLC0415
+    from cloudfarm.raylayer.jobs import RayJobsClient  # noqa: PLC0415
+    from cloudfarm.raylayer.paths import FarmPaths  # noqa: PLC0415
+    from cloudfarm.raylayer.ray_http import RayHttp  # noqa: PLC0415
+    from cloudfarm.raylayer.serving import ServeClient  # noqa: PLC0415
+    from cloudfarm.raylayer.sweeper import RayWatch  # noqa: PLC0415
+    from cloudfarm.steward.act import Actor  # noqa: PLC0415
+    from cloudfarm.steward.admission import first_come  # noqa: PLC0415
+    from cloudfarm.steward.loop import Steward  # noqa: PLC0415
+    from cloudfarm.steward.observe import Observer  # noqa: PLC0415
+
+    clock = clock or SystemClock()
+    paths = FarmPaths.of(settings)
+    http = RayHttp(f"http://{settings.bind_address}:{paths.dashboard_port}", paths.ray_token_file)
+    store = overrides.get("store") or open_store(settings)
+    artifacts = overrides.get("artifacts") or open_artifacts(settings)
+    wakers: list[Any] = []
+    hosts = overrides.get("hosts") or RayHosts(on_change=lambda: [wake() for wake in wakers])
+    ray_jobs = overrides.get("ray_jobs") or RayJobsClient(http, artifacts)
+    serving = overrides.get("serving") or ServeClient(http, settings.bind_address, settings.port, str(settings.state_dir))
+    policy = policy_of(settings)
+    steward = Steward(
+        store=store,
+        clock=clock,
+        observer=Observer(store=store, clock=clock, hosts=hosts, ray_jobs=ray_jobs, serving=serving),
+        actor=Actor(
+            store=store,
+            clock=clock,
+            hosts=hosts,
+            ray_jobs=ray_jobs,
+            serving=serving,
+            artifacts=artifacts,
+            policy=policy,
+            max_log_bytes=settings.max_log_bytes,
+        ),
+        watch=overrides.get("watch") or RayWatch(ray_jobs, clock),
+        admit=overrides.get("admit") or first_come(parse_shape(settings.default_limit_gpus).total_milli_gpus),
+        policy=policy,
+        tick_s=settings.tick_s,
+        watch_s=settings.watch_s,
+    )
+    wakers.append(steward.wake)
+    return steward
+
+
+def build_api_context(settings: Settings) -> "ApiContext":
+    """Build what the front door needs, inside a Serve replica."""
+    from cloudfarm.api.context import ApiContext  # noqa: PLC0415
+    from cloudfarm.raylayer.jobs import RayLogs  # noqa: PLC0415
+    from cloudfarm.raylayer.paths import FarmPaths  # noqa: PLC0415
+    from cloudfarm.raylayer.ray_http import RayHttp  # noqa: PLC0415
+    from cloudfarm.raylayer.serving import ServeInference  # noqa: PLC0415
+    from cloudfarm.raylayer.steward_actor import ActorNudge  # noqa: PLC0415
+
+    paths = FarmPaths.of(settings)
+    http = RayHttp(f"http://{settings.bind_address}:{paths.dashboard_port}", paths.ray_token_file)
+    return ApiContext(
+        store=open_store(settings),
+        clock=SystemClock(),
+        settings=settings,
+        artifacts=open_artifacts(settings),
+        live_logs=RayLogs(http),
+        inference=ServeInference(),
+        nudge=ActorNudge(),
+        dashboard_url=http.base_url,
+        ray_token=paths.ray_token_file.read_text().strip(),
+    )

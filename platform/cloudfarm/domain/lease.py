@@ -1,0 +1,104 @@
+"""Leases and their slices."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cloudfarm.domain.quantities import Shape
+from cloudfarm.domain.status import EndReason, LeaseStatus, Target
+
+
+class LeaseKind(StrEnum):
+    """What a lease is held for: by hand, by one job, or by a service."""
+
+    MANUAL = "manual"
+    JOB = "job"
+    SERVICE = "service"
+
+
+class Grade(StrEnum):
+    """What really holds a slice to its share of a GPU, strongest first."""
+
+    MIG = "mig"
+    DRIVER = "driver"
+    MPS = "mps"
+    ALLOCATOR = "allocator"
+    SIMULATED = "simulated"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked for: the shape and what each slice gets beside its GPU.
+
+    ``distinct_gpus`` keeps slices of one lease off the same physical GPU: NCCL refuses two ranks on one device.
+    """
+
+    shape: Shape
+    cpus: int
+    """CPUs of one slice."""
+    memory_bytes: int
+    """Memory of one slice."""
+    duration_ms: int
+    gpu_model: str | None = None
+    distinct_gpus: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One piece of a lease on one host; its lease node has the same ``name``."""
+
+    lease_id: str
+    index: int
+    host: str
+    gpu_indices: tuple[int, ...]
+    milli_gpus: int
+    """Milli-GPUs on all ``gpu_indices`` together."""
+    cpus: int
+    memory_bytes: int
+    node_id: str | None = None
+    """Ray's id of the lease node, once it is up."""
+    isolation: str = ""
+    """What the host could enforce: namespaces, cgroup."""
+
+    @property
+    def name(self) -> str:
+        """Name of the slice and of its lease node, unique in the farm."""
+        return f"{self.lease_id}-{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to some slices until a time; the unit of queueing, isolation, metering and money."""
+
+    id: str
+    tenant: str
+    owner: str
+    """Name of the user who asked."""
+    name: str
+    kind: LeaseKind
+    ask: Ask
+    created_ms: int
+    status: LeaseStatus = LeaseStatus.WAITING
+    target: Target = Target.RUN
+    slices: tuple[Slice, ...] = ()
+    grade: Grade | None = None
+    granted_ms: int | None = None
+    started_ms: int | None = None
+    """When the last lease node came up; metering starts here."""
+    ends_ms: int | None = None
+    """When the time limit ends it."""
+    noticed_ms: int | None = None
+    """When the owner was told that the end is near."""
+    ending_ms: int | None = None
+    ended_ms: int | None = None
+    reason: EndReason | None = None
+    message: str = ""
+    """Why it waits, or how it ended, in one sentence."""
+    segment: int = 0
+    version: int = 0
+    """Counts stored changes; an update on an older version is refused as stale."""
+
+    @property
+    def milli_gpus(self) -> int:
+        """Milli-GPUs of the whole lease."""
+        return self.ask.shape.total_milli_gpus

@@ -1,0 +1,1 @@
+"""What the thin Serve applications call: models behind a plain `handle(payload)`."""

@@ -1,0 +1,340 @@
+"""The seams of the farm: what the core needs of the world. Each has a real implementation and a shipped fake.
+
+``store`` implements :class:`UnitOfWork` and its repositories, ``raylayer`` implements the rest.
+Every method may raise :class:`~cloudfarm.errors.CloudfarmError`; what else it raises is a bug.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from cloudfarm.domain.host import Host
+from cloudfarm.domain.lease import Lease, Slice
+from cloudfarm.domain.ledger import LedgerEntry
+from cloudfarm.domain.status import Event, Transition
+from cloudfarm.domain.tenant import Credential, Tenant
+from cloudfarm.domain.workload import Job, ModelVersion, Service
+from cloudfarm.steward.view import RayJob, ServeApp
+
+
+class TenantRepository(Protocol):
+    """Tenants, by slug."""
+
+    async def add(self, tenant: Tenant) -> None:
+        """Store a new tenant; raises AlreadyExistsError."""
+
+    async def get(self, tenant_id: str) -> Tenant:
+        """Return a tenant; raises NotFoundError."""
+
+    async def list(self) -> Sequence[Tenant]:
+        """Return all tenants by slug."""
+
+    async def update(self, tenant: Tenant) -> None:
+        """Store changed fields; raises NotFoundError."""
+
+
+class CredentialRepository(Protocol):
+    """Tokens and keys, by id and by the hash of the secret."""
+
+    async def add(self, credential: Credential) -> None:
+        """Store a new credential; raises AlreadyExistsError."""
+
+    async def find(self, secret_sha256: str) -> Credential | None:
+        """Return the credential of a secret, live or not, or None."""
+
+    async def get(self, credential_id: str) -> Credential:
+        """Return a credential; raises NotFoundError."""
+
+    async def list(self, tenant: str | None) -> Sequence[Credential]:
+        """Return a tenant's credentials (operators' for None), newest first."""
+
+    async def revoke(self, credential_id: str, now_ms: int) -> None:
+        """Revoke now; raises NotFoundError; a second time changes nothing."""
+
+
+class LeaseRepository(Protocol):
+    """Leases with their slices."""
+
+    async def add(self, lease: Lease) -> None:
+        """Store a new lease."""
+
+    async def get(self, lease_id: str) -> Lease:
+        """Return a lease; raises NotFoundError."""
+
+    async def list(
+        self,
+        *,
+        tenant: str | None = None,
+        open_only: bool = False,
+        limit: int | None = None,
+    ) -> Sequence[Lease]:
+        """Return leases oldest first (with ``limit``: the newest so many, oldest first)."""
+
+    async def update(self, lease: Lease) -> None:
+        """Store changed fields other than ``status``, if ``version`` is still the stored one, and count it up.
+
+        Raises:
+            StaleError: if somebody else changed it meanwhile.
+        """
+
+
+class JobRepository(Protocol):
+    """Jobs."""
+
+    async def add(self, job: Job) -> None:
+        """Store a new job; raises AlreadyExistsError if the tenant has used the submission id."""
+
+    async def get(self, job_id: str) -> Job:
+        """Return a job by the farm's id; raises NotFoundError."""
+
+    async def find(self, tenant: str, submission_id: str) -> Job:
+        """Return a tenant's job by its submission id; raises NotFoundError."""
+
+    async def list(
+        self,
+        *,
+        tenant: str | None = None,
+        open_only: bool = False,
+        lease_id: str | None = None,
+        limit: int | None = None,
+    ) -> Sequence[Job]:
+        """Return jobs oldest first (with ``limit``: the newest so many, oldest first)."""
+
+    async def update(self, job: Job) -> None:
+        """As :meth:`LeaseRepository.update`."""
+
+    async def delete(self, job_id: str) -> None:
+        """Forget an ended job; its lease and ledger entries stay."""
+
+
+class ServiceRepository(Protocol):
+    """Services."""
+
+    async def add(self, service: Service) -> None:
+        """Store a new service; raises AlreadyExistsError if the tenant has a live one of that name."""
+
+    async def get(self, service_id: str) -> Service:
+        """Return a service; raises NotFoundError."""
+
+    async def find(self, tenant: str, name: str) -> Service:
+        """Return a tenant's live service by name; raises NotFoundError."""
+
+    async def list(self, *, tenant: str | None = None, open_only: bool = False) -> Sequence[Service]:
+        """Return services oldest first."""
+
+    async def update(self, service: Service) -> None:
+        """As :meth:`LeaseRepository.update`."""
+
+
+class ModelRepository(Protocol):
+    """Model versions; they never change."""
+
+    async def register(
+        self, *, tenant: str, name: str, uri: str, job_id: str | None, manifest: Mapping[str, Any], now_ms: int,
+    ) -> ModelVersion:
+        """Store a model under its name's next number; the same (job_id, name) again returns the one stored before."""
+
+    async def get(self, model_id: str) -> ModelVersion:
+        """Return a version by id; raises NotFoundError."""
+
+    async def find(self, tenant: str, name: str, number: int | None = None) -> ModelVersion:
+        """Return a tenant's version by name, the newest if no number is given; raises NotFoundError."""
+
+    async def list(self, tenant: str) -> Sequence[ModelVersion]:
+        """Return a tenant's versions by name and number."""
+
+
+class LedgerRepository(Protocol):
+    """Append-only: there is no update and no delete, and the database itself refuses them."""
+
+    async def append(self, entry: LedgerEntry) -> None:
+        """Store an entry; the same (lease_id, segment) a second time raises AlreadyExistsError."""
+
+    async def list(
+        self,
+        *,
+        tenant: str | None = None,
+        lease_id: str | None = None,
+        from_ms: int | None = None,
+        until_ms: int | None = None,
+    ) -> Sequence[LedgerEntry]:
+        """Return entries that touch the interval, by start."""
+
+
+class EventRepository(Protocol):
+    """What happened; only ever added."""
+
+    async def append(self, event: Event) -> None:
+        """Store an event."""
+
+    async def list(
+        self, *, tenant: str | None = None, subject: str | None = None, limit: int = 100,
+    ) -> Sequence[Event]:
+        """Return the newest events, newest first."""
+
+
+class UnitOfWork(Protocol):
+    """One transaction: nothing is kept unless :meth:`commit` is called. Never held across a Ray or network call."""
+
+    tenants: TenantRepository
+    credentials: CredentialRepository
+    leases: LeaseRepository
+    jobs: JobRepository
+    services: ServiceRepository
+    models: ModelRepository
+    ledger: LedgerRepository
+    events: EventRepository
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        """Roll back whatever was not committed."""
+
+    async def apply(self, step: Transition) -> None:
+        """Store a status change with its event; raises StaleError as ``update`` does."""
+
+    async def take_epoch(self) -> int:
+        """Count the steward's epoch up and return it: every older steward is fenced from now on."""
+
+    async def check_epoch(self, epoch: int) -> None:
+        """Raise FencedError if a newer epoch was taken (and hold the row, so that none is taken before the commit)."""
+
+    async def heartbeat(self, now_ms: int) -> None:
+        """Store that the steward observed the farm now."""
+
+    async def last_heartbeat_ms(self) -> int | None:
+        """Return when a steward last observed the farm, or None if never."""
+
+    async def set_stopping(self, *, stopping: bool) -> None:
+        """Store whether the operator is stopping the farm; taking a new epoch does not change it."""
+
+    async def is_stopping(self) -> bool:
+        """Return what :meth:`set_stopping` stored, False at first."""
+
+    async def put_hosts(self, hosts: Sequence[Host]) -> None:
+        """Store hosts' capacities and when they were seen (not their nodes), so that the API can show them."""
+
+    async def hosts(self) -> Sequence[Host]:
+        """Return the hosts last seen, without nodes."""
+
+    async def commit(self) -> None:
+        """Keep everything."""
+
+
+class Store(Protocol):
+    """Where units of work come from."""
+
+    def begin(self, *, write: bool = True) -> UnitOfWork:
+        """Return a unit of work to enter with ``async with``. Readers pass ``write=False`` and never wait."""
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+
+
+class Hosts(Protocol):
+    """The farm's hosts through their agents."""
+
+    async def observe(self) -> Sequence[Host]:
+        """Return every known host with its nodes; one whose agent does not answer in time has ``reachable=False``."""
+
+    async def start_node(self, piece: Slice, *, tenant: str, epoch: int, labels: Mapping[str, str], env: Mapping[str, str]) -> None:
+        """Order a lease node; returns once the order is taken. Idempotent by the slice's name.
+
+        Raises:
+            FencedError: if the host has seen a newer epoch.
+            HostError: if the host cannot.
+        """
+
+    async def drain_node(self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str) -> None:
+        """Tell Ray (and through it Ray Train) that the node goes away at the deadline."""
+
+    async def kill_node(self, host: str, name: str, *, epoch: int) -> None:
+        """Kill a lease node with everything in it; returns when nothing is left. Idempotent."""
+
+    async def read_log(self, host: str, name: str, file: str, *, max_bytes: int) -> bytes:
+        """Return the end of a file of the node's Ray log folder, also after the node is gone; raises NotFoundError."""
+
+    async def forget_node(self, host: str, name: str) -> None:
+        """Remove what is left of a dead node on the host's disk."""
+
+
+class RayJobs(Protocol):
+    """The cluster's own Jobs API, behind the front door."""
+
+    async def submit(self, job: Job, *, env: Mapping[str, str], label_selector: Mapping[str, str]) -> None:
+        """Submit under ``job.ray_id``; a second time changes nothing."""
+
+    async def list(self) -> Mapping[str, RayJob]:
+        """Return every submitted job by ray_id."""
+
+    async def stop(self, ray_id: str) -> bool:
+        """Ask Ray to stop a job; False if it was over."""
+
+    async def delete(self, ray_id: str) -> None:
+        """Make Ray forget an ended job."""
+
+
+class Serving(Protocol):
+    """Ray Serve's one configuration."""
+
+    async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
+        """Make Serve run the farm's own application and exactly these services. Unchanged ones are not touched."""
+
+    async def apps(self) -> Mapping[str, ServeApp]:
+        """Return every application by name."""
+
+
+class Watch(Protocol):
+    """Finds and stops tenants' work outside their leases."""
+
+    async def sweep(self, leases: Sequence[Lease]) -> Sequence[Event]:
+        """Stop everything that runs where it should not, and say what and why."""
+
+
+class Artifacts(Protocol):
+    """Files of the farm and its tenants on the artifact store. Paths are ``/``-joined parts under one root."""
+
+    def uri(self, *parts: str) -> str:
+        """Return where the parts lie, as a URI or path that pyarrow.fs and Ray Train understand on every host."""
+
+    async def write(self, *parts: str, data: AsyncIterator[bytes], max_bytes: int) -> int:
+        """Store a file whole or not at all and return its size; raises TooLargeError, StorageFullError."""
+
+    async def read(self, *parts: str) -> bytes:
+        """Return a file; raises NotFoundError."""
+
+    async def exists(self, *parts: str) -> bool:
+        """Whether there is such a file."""
+
+    async def list(self, *parts: str) -> Sequence[str]:
+        """Return the names in a folder, sorted; empty if there is none."""
+
+    async def delete(self, *parts: str) -> None:
+        """Remove a file or folder; missing is fine."""
+
+
+class LiveLogs(Protocol):
+    """The log of a job that Ray is running."""
+
+    def tail(self, job: Job) -> AsyncIterator[str]:
+        """Yield the log's text from its beginning until Ray closes it; raises UnavailableError when cut off."""
+
+    async def read(self, job: Job) -> str:
+        """Return the log so far."""
+
+
+class Inference(Protocol):
+    """Calls a service's replicas."""
+
+    async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
+        """Return the service's answer; raises InvalidInputError for what the service refuses, UnavailableError else."""
+
+
+class Nudge(Protocol):
+    """Wakes the steward, so that a change is acted on now and not at its next tick."""
+
+    def nudge(self) -> None:
+        """Wake it; never blocks and never fails (the next tick comes anyway)."""

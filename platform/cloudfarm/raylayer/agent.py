@@ -1,0 +1,241 @@
+"""The host agent: one actor a host, which carries out the steward's orders there and tells the truth about the host.
+
+It keeps nothing in memory that it could not find again: lease nodes are found by the launcher, the highest epoch
+seen lies in a file. It may be killed and restarted at any time.
+"""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cloudfarm.domain.host import Host, NodePhase, NodeTruth
+from cloudfarm.domain.lease import Slice
+from cloudfarm.errors import FencedError, HostError, NotFoundError
+from cloudfarm.raylayer.gpus import device_env, discover
+from cloudfarm.raylayer.launcher import LauncherError, NodeLauncher, NodeRecord, NodeSpec
+from cloudfarm.raylayer.launcher.spec import Namespace
+from cloudfarm.raylayer.paths import PORTS_OF_NODE, FarmPaths
+from cloudfarm.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CONFIG_ENV = "CLOUDFARM_HOST"
+NAMESPACES: Mapping[str, Sequence[Namespace]] = {
+    "best": ("root", "user", "none"),
+    "user": ("user", "none"),
+    "none": ("none",),
+}
+"""Kinds of namespaces to try for each value of the setting ``isolation``, best first."""
+_MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What a base node tells the agent that runs on it, through its environment."""
+
+    id: str
+    index: int
+    """Which host on this machine it is; its ports follow from it."""
+    gcs_address: str
+    node_ip: str
+    state_dir: str
+    internal_port_base: int
+    isolation: str
+    gpus: int | None
+    """Simulated GPUs; None for the real ones."""
+    cpus: int | None
+    memory_bytes: int | None
+
+    @classmethod
+    def of(cls, settings: Settings, *, host: str, index: int, gcs_address: str) -> "HostConfig":
+        """Return the configuration of the ``index``-th host of this machine."""
+        return cls(
+            id=host,
+            index=index,
+            gcs_address=gcs_address,
+            node_ip=settings.bind_address,
+            state_dir=str(settings.state_dir),
+            internal_port_base=settings.internal_port_base,
+            isolation=settings.isolation,
+            gpus=settings.gpus,
+            cpus=settings.cpus,
+            memory_bytes=settings.memory_bytes,
+        )
+
+    @property
+    def paths(self) -> FarmPaths:
+        """Where the host's files are, and its ports."""
+        return FarmPaths(Path(self.state_dir), self.internal_port_base)
+
+    def to_env(self) -> dict[str, str]:
+        """Return the environment of the base node."""
+        return {CONFIG_ENV: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_env(cls) -> "HostConfig":
+        """Read what :meth:`to_env` wrote.
+
+        Raises:
+            HostError: on a node that is not a host's base node.
+        """
+        text = os.environ.get(CONFIG_ENV)
+        if text is None:
+            raise HostError("this Ray node is not a Cloudfarm host: its environment has no host configuration")
+        return cls(**json.loads(text))
+
+
+class HostAgent:
+    """Runs as a Ray actor with several threads; every method may be called at the same time as any other."""
+
+    def __init__(self) -> None:
+        config = HostConfig.from_env()
+        self._config = config
+        self._paths = config.paths
+        self._machine = discover(config.gpus, config.cpus, config.memory_bytes)
+        self._dir = self._paths.host_dir(self._config.id)
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._launcher = NodeLauncher(self._dir, namespaces=NAMESPACES[config.isolation])
+        self._launcher.warm_up()
+        self._failed: dict[str, NodeTruth] = {}
+        self._epoch_lock = threading.Lock()
+        self._start_lock = threading.Lock()
+
+    def observe(self) -> Host:
+        """Return this host with every lease node that is really here."""
+        return Host(
+            id=self._config.id,
+            gpus=self._machine.gpus,
+            cpus=self._machine.cpus,
+            memory_bytes=self._machine.memory_bytes,
+            grade=self._machine.grade,
+            nodes=(*map(_truth, self._launcher.records()), *self._failed.values()),
+            seen_ms=time.time_ns() // 1_000_000,
+        )
+
+    def start_node(self, piece: Slice, epoch: int, labels: Mapping[str, str], env: Mapping[str, str]) -> None:
+        """Start the lease node of a slice and return while it comes up; a second order changes nothing.
+
+        Raises:
+            FencedError: if a newer steward has given orders here.
+            HostError: if the node cannot be started.
+        """
+        self._fence(epoch)
+        with self._start_lock:  # two orders at once must not choose the same ports
+            records = self._launcher.records()
+            if piece.name in self._failed or any(record.name == piece.name for record in records):
+                return
+            spec = NodeSpec(
+                name=piece.name,
+                gcs_address=self._config.gcs_address,
+                node_ip=self._config.node_ip,
+                cpus=piece.cpus,
+                gpus=len(piece.gpu_indices),
+                memory_bytes=piece.memory_bytes,
+                object_store_bytes=max(96 * _MIB, piece.memory_bytes // 5),
+                labels=dict(labels),
+                env={
+                    **self._paths.ray_env(self._config.node_ip),
+                    **env,
+                    **device_env(self._machine, piece.gpu_indices, piece.milli_gpus),
+                },
+                temp_dir=str(self._paths.node_dir(piece.name)),
+                worker_ports=self._free_ports(records),
+            )
+            try:
+                self._launcher.start(spec)
+            except LauncherError as error:
+                raise HostError(f"{self._config.id}: {error}") from error
+
+    def wait_up(self, name: str, timeout_s: float) -> None:
+        """Return when the node is up or has failed, or after the timeout."""
+        try:
+            self._launcher.wait_up(name, timeout_s)
+        except LauncherError as error:
+            log.warning("%s is not up: %s", name, error)
+            if error.reason == "node_failed":
+                # The launcher has cleared it away; until the steward has it killed, say that it failed and why.
+                lease_id = name.rpartition("-")[0]
+                self._failed[name] = NodeTruth(name, lease_id, NodePhase.EXITED, None, 0, reason=str(error))
+
+    def kill_node(self, name: str, epoch: int) -> None:
+        """Kill a lease node with everything in it; returns when nothing of it is left.
+
+        Raises:
+            FencedError: if a newer steward has given orders here.
+            HostError: if something of it cannot be killed.
+        """
+        self._fence(epoch)
+        self._failed.pop(name, None)
+        try:
+            self._launcher.kill(name)
+        except LauncherError as error:
+            raise HostError(f"{self._config.id}: {error}") from error
+        shutil.rmtree(self._paths.node_dir(name), ignore_errors=True)  # its logs are archived by now
+
+    def kill_pid(self, name: str, pid: int, epoch: int) -> bool:
+        """Kill one process of a lease node by its id inside the node's namespace; False if it is gone."""
+        self._fence(epoch)
+        return self._launcher.kill_pid(name, pid)
+
+    def read_log(self, name: str, file: str, max_bytes: int) -> bytes:
+        """Return the end of a file of the node's Ray log folder.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        if "/" in file or file.startswith("."):
+            raise NotFoundError("no such log")
+        sessions = sorted(self._paths.node_dir(name).glob("session_2*"), key=lambda path: path.stat().st_mtime)
+        for session in reversed(sessions):
+            path = session / "logs" / file
+            if path.is_file():
+                with path.open("rb") as log_file:
+                    log_file.seek(max(0, path.stat().st_size - max_bytes))
+                    return log_file.read(max_bytes)
+        raise NotFoundError(f"{name} has no log {file}")
+
+    def _fence(self, epoch: int) -> None:
+        path = self._dir / "epoch"
+        with self._epoch_lock:
+            seen = int(path.read_text()) if path.exists() else 0
+            if epoch < seen:
+                raise FencedError(f"host {self._config.id} takes orders of epoch {seen}, not of {epoch}")
+            if epoch > seen:
+                aside = Path(f"{path}.new")
+                aside.write_text(str(epoch))
+                aside.replace(path)
+
+    def _free_ports(self, records: list[NodeRecord]) -> tuple[int, int]:
+        first, last = self._paths.host_ports(self._config.index)
+        taken = {record.spec.worker_ports[0] for record in records}
+        # The first block is the base node's own.
+        for start in range(first + PORTS_OF_NODE, last - PORTS_OF_NODE + 2, PORTS_OF_NODE):
+            if start not in taken:
+                return start, start + PORTS_OF_NODE - 1
+        raise HostError(f"{self._config.id}: every port block is taken by a lease node")
+
+
+def _truth(record: NodeRecord) -> NodeTruth:
+    parts = [f"{record.namespace} namespace" if record.namespace != "none" else "no namespace"]
+    parts.append(f"cgroup {record.cgroup}" if record.cgroup != "none" else "no cgroup")
+    return NodeTruth(
+        name=record.spec.name,
+        lease_id=record.spec.labels.get("lease", ""),
+        phase=NodePhase(record.phase),
+        node_id=record.node_id,
+        started_ms=int(record.started_at * 1000),
+        isolation=", ".join(parts),
+        reason=record.reason or "",
+    )
+
+
+def host_name() -> str:
+    """Return this machine's name as a host id."""
+    return socket.gethostname().split(".")[0].lower()

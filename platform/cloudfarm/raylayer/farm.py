@@ -1,0 +1,219 @@
+"""A farm on this machine: bring the head, the hosts and the steward up, and take everything down again.
+
+Idempotent: ``up`` on a running farm changes nothing; after a crash it clears what is left and starts anew, and the
+steward then finds out from the store and the hosts what was lost.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from cloudfarm.errors import ConflictError, UnavailableError
+from cloudfarm.raylayer.agent import NAMESPACES, HostConfig
+from cloudfarm.raylayer.launcher import NodeLauncher, NodeSpec
+from cloudfarm.raylayer.paths import PORTS_OF_NODE, FarmPaths, read_or_make_secret
+from cloudfarm.settings import Settings
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str], None]
+
+_MIB = 1024**2
+HEAD = "head"
+READY_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFarm:
+    """The processes of one farm on this machine."""
+
+    settings: Settings
+    progress: Progress = log.info
+
+    @property
+    def paths(self) -> FarmPaths:
+        """Where its files are."""
+        return FarmPaths.of(self.settings)
+
+    @property
+    def url(self) -> str:
+        """The front door."""
+        return f"http://{self.settings.bind_address}:{self.settings.port}"
+
+    @property
+    def gcs_address(self) -> str:
+        """Ray's control service."""
+        return f"{self.settings.bind_address}:{self.paths.gcs_port}"
+
+    def host_ids(self) -> list[str]:
+        """Ids of the hosts on this machine."""
+        return [f"h{index}" for index in range(self.settings.hosts)]
+
+    # Up
+
+    def up(self) -> None:
+        """Bring everything up and return when the front door answers.
+
+        Raises:
+            UnavailableError: if it does not come up; what was started is taken down again.
+            ConflictError: if the farm is being started or stopped elsewhere.
+        """
+        self.paths.make()
+        with self._lock():
+            if self.is_healthy():
+                return
+            self.progress("clearing what an earlier run left")
+            self._clear()
+            read_or_make_secret(self.paths.ray_token_file)
+            self.paths.settings_file.write_text(self.settings.model_dump_json())
+            try:
+                self._start()
+            except BaseException:
+                self._clear()
+                raise
+
+    def _start(self) -> None:
+        control = self._control_launcher()
+        self.progress("starting the head")
+        control.start(self._head_spec())
+        control.wait_up(HEAD, READY_TIMEOUT_S)
+        names = []
+        for index, host in enumerate(self.host_ids()):
+            self.progress(f"starting host {host}")
+            control.start(self._base_spec(index, host))
+            names.append(f"base-{host}")
+        for name in names:
+            control.wait_up(name, READY_TIMEOUT_S)
+        self.progress("starting the steward and the front door")
+        self._start_steward()
+        self._await_front_door()
+
+    def _start_steward(self) -> None:
+        os.environ.update(self._ray_env())  # Ray reads it while it is imported
+        import ray  # noqa: PLC0415
+
+        from cloudfarm.raylayer.steward_actor import ensure_steward  # noqa: PLC0415
+
+        ray.init(address=self.gcs_address, namespace="cloudfarm", log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.get(ensure_steward(self.settings).start.remote(), timeout=READY_TIMEOUT_S)
+        finally:
+            ray.shutdown()
+
+    def _await_front_door(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not self.is_healthy():
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"the front door did not answer at {self.url} within {READY_TIMEOUT_S:.0f} s")
+            time.sleep(0.2)  # there is no event for a port that begins to listen
+
+    def is_healthy(self) -> bool:
+        """Whether the front door answers."""
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5.0).is_success
+        except httpx.HTTPError:
+            return False
+
+    def join(self, gcs_address: str, host: str) -> None:
+        """Make this machine a host of a farm whose head runs elsewhere; the steward finds it by its labels.
+
+        Raises:
+            UnavailableError: if the head cannot be reached, or there is no cluster token in the state folder.
+        """
+        self.paths.make()
+        if not self.paths.ray_token_file.exists():
+            raise UnavailableError(f"copy the head's ray-token to {self.paths.ray_token_file} first")
+        with self._lock():
+            launcher = self._control_launcher()
+            self._clear()
+            launcher.start(self._base_spec(0, host, gcs_address))
+            launcher.wait_up(f"base-{host}", READY_TIMEOUT_S)
+
+    # Down
+
+    def down(self) -> None:
+        """Stop every process of the farm on this machine; the state stays."""
+        self.paths.make()
+        with self._lock():
+            self._clear()
+
+    def left_running(self) -> list[str]:
+        """Return what of the farm still runs on this machine, by name."""
+        return [record.name for launcher in self._launchers() for record in launcher.records() if record.phase != "exited"]
+
+    def _clear(self) -> None:
+        # Leases first: their capacity is what must not be left; then hosts; the head last, which others report to.
+        for launcher in self._launchers():
+            for record in sorted(launcher.records(), key=lambda record: record.name == HEAD):
+                launcher.kill(record.name)
+            launcher.stop_zygote()
+        shutil.rmtree(self.paths.runtime_dir, ignore_errors=True)
+        self.paths.make()
+
+    # Parts
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with self.paths.lock_file.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConflictError("this farm is being started or stopped by another command") from None
+            yield
+
+    def _launchers(self) -> list[NodeLauncher]:
+        hosts = self.paths.state_dir / "hosts"
+        folders = sorted(path for path in hosts.iterdir() if path.is_dir()) if hosts.is_dir() else []
+        return [*(self._launcher(folder) for folder in folders), self._control_launcher()]
+
+    def _launcher(self, folder: Path) -> NodeLauncher:
+        environ = {**os.environ, **self._ray_env()}
+        return NodeLauncher(folder, namespaces=NAMESPACES[self.settings.isolation], environ=environ)
+
+    def _control_launcher(self) -> NodeLauncher:
+        return self._launcher(self.paths.state_dir / "control")
+
+    def _ray_env(self) -> dict[str, str]:
+        return {**self.paths.ray_env(self.settings.bind_address), "CLOUDFARM_ROLE": "control"}
+
+    def _head_spec(self) -> NodeSpec:
+        return NodeSpec(
+            name=HEAD,
+            gcs_address=self.gcs_address,
+            node_ip=self.settings.bind_address,
+            cpus=0,
+            gpus=0,
+            memory_bytes=0,
+            object_store_bytes=256 * _MIB,
+            labels={"farm": "control", "role": "head"},
+            env=self._ray_env(),
+            temp_dir=str(self.paths.node_dir(HEAD)),
+            worker_ports=self.paths.head_ports(),
+            isolate=False,
+            dashboard_port=self.paths.dashboard_port,
+        )
+
+    def _base_spec(self, index: int, host: str, gcs_address: str | None = None) -> NodeSpec:
+        first, _ = self.paths.host_ports(index)
+        config = HostConfig.of(self.settings, host=host, index=index, gcs_address=gcs_address or self.gcs_address)
+        return NodeSpec(
+            name=f"base-{host}",
+            gcs_address=config.gcs_address,
+            node_ip=self.settings.bind_address,
+            cpus=0,
+            gpus=0,
+            memory_bytes=0,
+            object_store_bytes=96 * _MIB,
+            labels={"farm": "control", "role": "host", "host": host},
+            env={**self._ray_env(), **config.to_env()},
+            temp_dir=str(self.paths.node_dir(f"b{index}")),
+            worker_ports=(first, first + PORTS_OF_NODE - 1),
+            isolate=False,
+        )

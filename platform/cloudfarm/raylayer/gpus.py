@@ -1,0 +1,98 @@
+"""Which GPUs a host has, real or simulated, and what isolation it can give them."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import psutil
+
+from cloudfarm.domain.host import Gpu
+from cloudfarm.domain.lease import Grade
+
+SIMULATED_MODEL = "SIM"
+SIMULATED_MEMORY_MIB = 16 * 1024
+_QUERY = "index,name,memory.total,uuid"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine offers to leases."""
+
+    gpus: tuple[Gpu, ...]
+    cpus: int
+    memory_bytes: int
+    grade: Grade
+    """The best grade for a share of a GPU here."""
+
+
+def discover(simulated_gpus: int | None, cpus: int | None, memory_bytes: int | None) -> Machine:
+    """Return the machine, with so many simulated GPUs, or with the real ones where None is given.
+
+    A machine without a GPU and without a number gets 4 simulated GPUs. Simulated hosts may offer more CPUs than there
+    are: their cores are as simulated as their GPUs.
+    """
+    real = real_gpus() if simulated_gpus is None else ()
+    if real:
+        return Machine(
+            gpus=real,
+            cpus=cpus or os.cpu_count() or 1,
+            memory_bytes=memory_bytes or psutil.virtual_memory().total,
+            grade=Grade.MPS if mps_is_running() else Grade.ALLOCATOR,
+        )
+    count = 4 if simulated_gpus is None else simulated_gpus
+    gpus = tuple(Gpu(index, SIMULATED_MODEL, SIMULATED_MEMORY_MIB, f"SIM-{index}") for index in range(count))
+    return Machine(
+        gpus=gpus,
+        cpus=cpus or max(4, 4 * count),
+        memory_bytes=memory_bytes or psutil.virtual_memory().total,
+        grade=Grade.SIMULATED,
+    )
+
+
+def real_gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs that the driver reports; none if there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    run = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return parse_nvidia_smi(run.stdout) if run.returncode == 0 else ()
+
+
+def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
+    """Read the lines of ``nvidia-smi --query-gpu=index,name,memory.total,uuid --format=csv,noheader,nounits``."""
+    found = []
+    for line in text.splitlines():
+        index, model, memory_mib, uuid = (part.strip() for part in line.split(","))
+        found.append(Gpu(int(index), model, int(memory_mib), uuid))
+    return tuple(found)
+
+
+def mps_is_running() -> bool:
+    """Whether an MPS control daemon runs where its pipe folder says."""
+    pipe = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's own default
+    return os.path.exists(os.path.join(pipe, "control"))  # noqa: PTH110, PTH118
+
+
+def device_env(machine: Machine, gpu_indices: tuple[int, ...], milli_gpus: int) -> dict[str, str]:
+    """Return the environment that shows a slice its GPUs, and no others, capped to its share.
+
+    MPS takes its limits as ``device=size`` of the devices as the client numbers them, which is from 0.
+    """
+    by_index = {gpu.index: gpu for gpu in machine.gpus}
+    chosen = [by_index[index] for index in gpu_indices]
+    if machine.grade is Grade.SIMULATED:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in chosen), "CLOUDFARM_SIMULATED_GPUS": "1"}
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in chosen)}
+    if 0 < milli_gpus < 1000:  # noqa: PLR2004 - below one whole GPU
+        env["CLOUDFARM_GPU_MEMORY_FRACTION"] = f"{milli_gpus / 1000:g}"
+        if machine.grade is Grade.MPS:
+            limit_mib = chosen[0].memory_mib * milli_gpus // 1000
+            env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={limit_mib}M"
+            env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{max(1, milli_gpus // 10)}"
+    return env

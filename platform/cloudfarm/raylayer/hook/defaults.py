@@ -1,0 +1,60 @@
+"""Defaults that stock code needs on a lease: shared storage, and the right raylet without PID namespaces."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cloudfarm.raylayer.hook import HookError
+
+
+def default_storage_path(constants: Any) -> None:
+    """Make the lease's shared storage what Train and Tune use when the script names no `storage_path`.
+
+    Both `RunConfig`s, and `tune.run`, read this one constant. A path given by the script is never touched.
+
+    Raises:
+        HookError: The constant is gone.
+    """
+    if not hasattr(constants, "DEFAULT_STORAGE_PATH"):
+        raise HookError(
+            "ray.train.constants has no DEFAULT_STORAGE_PATH: the lease's storage cannot be the default"
+        )
+    constants.DEFAULT_STORAGE_PATH = os.environ["CLOUDFARM_STORAGE_PATH"]
+
+
+def join_own_raylet(services: Any) -> None:
+    """Make a driver attach to the raylet of its own lease node, where it can see those of the whole host.
+
+    `ray.init()` looks at all raylets of the process table and prefers the head's. Each lease node has a temp
+    dir of its own, so the raylet's command line tells them apart.
+
+    Raises:
+        HookError: `CLOUDFARM_NODE_SESSION` is missing, or Ray finds raylets in a way that the hook does not
+        know.
+    """
+    temp_dir = os.environ.get("CLOUDFARM_NODE_SESSION")
+    if not temp_dir:
+        raise HookError("CLOUDFARM_NO_PIDNS=1 needs CLOUDFARM_NODE_SESSION: the temp dir of this lease node")
+    if not all(hasattr(services, name) for name in ("find_node_ids", "_is_raylet_process")):
+        raise HookError("ray._private.services has changed: the driver could join another lease's raylet")
+    home = Path(temp_dir).resolve()
+
+    def find_own_node_id() -> set[str]:
+        """Return the id of the raylet whose session lies in the lease node's temp dir."""
+        import psutil  # noqa: PLC0415 - Ray has imported its own copy by now
+
+        found = set()
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"]  # None where access is denied
+            if not command or not services._is_raylet_process(command):  # noqa: SLF001
+                continue
+            flags = dict(
+                part.lstrip("-").split("=", 1) for part in command if part.startswith("-") and "=" in part
+            )
+            if home in Path(flags["session_dir"]).resolve().parents:
+                found.add(flags["node_id"])
+        return found
+
+    services.find_node_ids = find_own_node_id

@@ -1,0 +1,123 @@
+"""The one Serve configuration of the farm, and calls to the services in it.
+
+``PUT /api/serve/applications/`` replaces every application, so only the steward makes it, from the whole of what
+should run: one tenant's change never touches another's application, which stays byte for byte the same in it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cloudfarm.domain.lease import Lease
+from cloudfarm.domain.workload import ModelVersion, Service
+from cloudfarm.errors import InvalidInputError, UnavailableError
+from cloudfarm.raylayer.ray_http import RayHttp
+from cloudfarm.steward.view import ServeApp
+
+FRONT_DOOR = "front-door"
+_PATH = "/api/serve/applications/"
+
+
+class ServeClient:
+    """Implements :class:`cloudfarm.ports.Serving`.
+
+    Args:
+        http: the dashboard.
+        address: that Serve's HTTP proxy listens on.
+        port: likewise.
+        state_dir: told to the front door, which reads its settings there.
+    """
+
+    def __init__(self, http: RayHttp, address: str, port: int, state_dir: str) -> None:
+        self._http = http
+        self._frame = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": address, "port": port, "keep_alive_timeout_s": 75},
+            "logging_config": {"enable_access_log": False},
+        }
+        self._front_door = {
+            "name": FRONT_DOOR,
+            "route_prefix": "/",
+            "import_path": "services.front_door:app",
+            "args": {"state_dir": state_dir},
+        }
+        self._applied = ""
+
+    async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
+        """Make Serve run the front door and exactly these services; nothing is sent if nothing changed."""
+        apps = [self._front_door, *(_application(*each) for each in services)]
+        config = {**self._frame, "applications": apps}
+        text = json.dumps(config, sort_keys=True)
+        if text != self._applied:
+            await self._http.request("PUT", _PATH, json=config, timeout=120.0)
+            self._applied = text
+
+    async def apps(self) -> Mapping[str, ServeApp]:
+        """Return every application by name."""
+        details = (await self._http.request("GET", _PATH)).json()
+        return {
+            name: ServeApp(
+                name=name,
+                running=app["status"] == "RUNNING",
+                failed=app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"),
+                message=app.get("message") or "",
+            )
+            for name, app in details.get("applications", {}).items()
+        }
+
+
+def _application(service: Service, model: ModelVersion, lease: Lease) -> dict[str, Any]:
+    """Return one service as Serve's configuration: every replica on a slice of its own lease, and no HTTP route.
+
+    Without a route the only way to it is the front door, which checks the key.
+    """
+    options: dict[str, Any] = {"num_cpus": 1, "label_selector": {"lease": lease.id}}
+    if service.milli_gpus:
+        options["num_gpus"] = -(-service.milli_gpus // 1000)
+    return {
+        "name": service.app_name,
+        "route_prefix": None,
+        "import_path": service.import_path,
+        "args": {
+            "model_uri": model.uri,
+            "model": model.ref,
+            "replicas": service.replicas,
+            "ray_actor_options": options,
+        },
+    }
+
+
+class ServeInference:
+    """Implements :class:`cloudfarm.ports.Inference` with Serve's handles; lives in a Serve replica."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Any] = {}
+
+    async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
+        """Return the service's answer.
+
+        Raises:
+            InvalidInputError: for a payload that the service refuses.
+            UnavailableError: if no replica answers in time.
+        """
+        from ray import serve  # noqa: PLC0415 - only inside a replica
+        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
+
+        try:
+            handle = self._handles.get(app_name)
+            if handle is None:
+                handle = serve.get_app_handle(app_name)
+                self._handles[app_name] = handle
+            import asyncio  # noqa: PLC0415
+
+            answer = await asyncio.wait_for(_await(handle.handle.remote(dict(payload))), timeout_s)
+        except (RayServeException, TimeoutError) as error:
+            self._handles.pop(app_name, None)
+            raise UnavailableError(f"service {app_name.partition('.')[2]} does not answer just now") from error
+        if "error" in answer:
+            raise InvalidInputError(str(answer["error"].get("detail", "the service refused the input")))
+        return dict(answer)
+
+
+async def _await(response: Any) -> Any:
+    return await response

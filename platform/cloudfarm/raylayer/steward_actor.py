@@ -1,0 +1,89 @@
+"""The steward as a detached Ray actor on the head: Ray restarts it when it dies, and the epoch fences the old one."""
+
+import asyncio
+import logging
+import sys
+from typing import Any
+
+import ray
+
+from cloudfarm.container import build_steward
+from cloudfarm.errors import FencedError
+from cloudfarm.raylayer.hosts import NAMESPACE
+from cloudfarm.settings import Settings
+
+log = logging.getLogger(__name__)
+
+NAME = "steward"
+
+
+class StewardActor:
+    """Runs the steward's loop in the actor's event loop."""
+
+    def __init__(self, settings_json: str) -> None:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._settings = Settings.model_validate_json(settings_json)
+        self._task: asyncio.Task[None] | None = None
+        self._wake: Any = None
+
+    async def start(self) -> None:
+        """Begin the loop; a second call changes nothing. Also called by every nudge, so a restarted actor runs again."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def nudge(self) -> None:
+        """Make the loop look at the farm now."""
+        await self.start()
+        if self._wake is not None:
+            self._wake()
+
+    async def _run(self) -> None:
+        try:
+            steward = build_steward(self._settings)
+            self._wake = steward.wake
+            await steward.run()
+        except FencedError as error:
+            log.warning("%s; this steward ends", error)
+        except Exception:
+            # Nothing can be assumed of what is half done: a fresh process starts from the store and the hosts.
+            log.exception("the steward failed and is restarted")
+            sys.stderr.flush()
+            import os  # noqa: PLC0415
+
+            os._exit(1)
+
+
+def ensure_steward(settings: Settings) -> Any:
+    """Create the steward on the head, or return the one that is there."""
+    return (
+        ray.remote(StewardActor)
+        .options(
+            name=NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=100,
+            num_cpus=0,
+            label_selector={"farm": "control", "role": "head"},
+        )
+        .remote(settings.model_dump_json())
+    )
+
+
+class ActorNudge:
+    """Implements :class:`cloudfarm.ports.Nudge`: wakes the steward actor without waiting for it."""
+
+    def __init__(self) -> None:
+        self._actor: Any = None
+
+    def nudge(self) -> None:
+        """Wake the steward; a steward that cannot be found looks by itself at its next tick."""
+        try:
+            if self._actor is None:
+                self._actor = ray.get_actor(NAME, namespace=NAMESPACE)
+            self._actor.nudge.remote()
+        except (ValueError, ray.exceptions.RayError) as error:
+            self._actor = None
+            log.warning("the steward cannot be woken: %s", error)

@@ -1,0 +1,84 @@
+"""Every knob of the farm, in one frozen object, read once by the composition root.
+
+A value comes from the argument, else the environment (``CLOUDFARM_<NAME>``), else the default.
+"""
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_state_dir() -> Path:
+    """Return where a farm keeps its state unless told otherwise."""
+    return Path.home() / ".local" / "state" / "cloudfarm"
+
+
+class Settings(BaseSettings):
+    """Settings of one farm; ``docs/operator-guide.md`` describes each, held by a test."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDFARM_", frozen=True, extra="forbid")
+
+    state_dir: Path = Field(default_factory=default_state_dir)
+    """Folder of the store, tokens, logs and artifacts."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty means SQLite in the state folder."""
+    artifacts_uri: str = ""
+    """Root of the artifact store: a folder or ``s3://bucket/prefix``; empty means a folder in the state folder."""
+    bind_address: str = "127.0.0.1"
+    """Address that the front door and Ray listen on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port of the front door."""
+    internal_port_base: int = Field(default=10000, ge=1024, le=60000)
+    """First of the ports that Ray uses inside the farm."""
+    hosts: int = Field(default=1, ge=0, le=8)
+    """Hosts that ``cloudfarm up`` starts on this machine."""
+    gpus: int | None = Field(default=None, ge=0, le=64)
+    """Simulated GPUs of each such host; None means the real ones found, or 4 simulated."""
+    cpus: int | None = Field(default=None, ge=1)
+    """CPUs that a simulated host offers; None means 4 for each GPU."""
+    memory_bytes: int | None = Field(default=None, ge=1)
+    """Memory that a host offers; None means what the machine has."""
+    isolation: str = Field(default="best", pattern="^(best|user|none)$")
+    """Namespaces of lease nodes: the best that is permitted, user namespaces, or none."""
+    tick_s: float = Field(default=1.0, gt=0, le=60)
+    """How often the steward looks at the farm without being woken."""
+    watch_s: float = Field(default=2.0, gt=0, le=60)
+    """How often work outside its lease is looked for."""
+    start_timeout_s: int = Field(default=120, ge=1)
+    """How long lease nodes may take to come up."""
+    notice_s: int = Field(default=60, ge=0)
+    """How long before its time limit a lease is told and its nodes drained."""
+    host_lost_s: int = Field(default=60, ge=5)
+    """How long a host may be silent before its lease nodes count as gone."""
+    default_hours: str = "4"
+    """Length of a lease that does not say."""
+    default_cpus: int = Field(default=2, ge=1)
+    """CPUs of a slice that does not say."""
+    default_memory: str = "3GiB"
+    """Memory of a slice that does not say."""
+    default_limit_gpus: str = "4"
+    """GPUs that a tenant may hold at once, unless set for the tenant."""
+    max_waiting: int = Field(default=100, ge=1)
+    """Leases that a tenant may have waiting."""
+    max_package_bytes: int = Field(default=100 * 1024**2, ge=1)
+    """Largest working-dir package."""
+    max_body_bytes: int = Field(default=1024**2, ge=1024)
+    """Largest body of any other request."""
+    max_log_bytes: int = Field(default=16 * 1024**2, ge=1024)
+    """How much of a job's log is kept, counted from its end."""
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def database(self) -> str:
+        """The database URL in force."""
+        return self.database_url or f"sqlite:///{self.state_dir / 'farm.db'}"
+
+    @property
+    def artifacts(self) -> str:
+        """The artifact root in force."""
+        return self.artifacts_uri or str(self.state_dir / "artifacts")

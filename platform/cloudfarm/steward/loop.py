@@ -1,0 +1,116 @@
+"""The steward's loop: one step looks, decides and acts; the runner repeats it when woken or when a tick has passed."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+
+from cloudfarm.clock import Clock
+from cloudfarm.domain.status import Event
+from cloudfarm.errors import CloudfarmError, FencedError
+from cloudfarm.ports import Store, Watch
+from cloudfarm.steward.act import Actor
+from cloudfarm.steward.admission import Admission
+from cloudfarm.steward.decide import decide
+from cloudfarm.steward.observe import Observer
+from cloudfarm.steward.view import Policy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Steward:
+    """One steward; it acts only while no newer one has taken an epoch."""
+
+    store: Store
+    clock: Clock
+    observer: Observer
+    actor: Actor
+    watch: Watch
+    admit: Admission
+    policy: Policy
+    tick_s: float
+    watch_s: float
+    epoch: int = 0
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take_over(self) -> None:
+        """Take a new epoch: from now on every older steward is refused by the store and by the hosts."""
+        async with self.store.begin() as uow:
+            self.epoch = await uow.take_epoch()
+            await uow.commit()
+        log.info("steward takes over with epoch %d", self.epoch)
+
+    async def step(self) -> int:
+        """Look, decide, act; return how many decisions changed something.
+
+        Raises:
+            FencedError: if a newer steward has taken over.
+        """
+        view = await self.observer.look(self.epoch)
+        decisions = decide(view, admit=self.admit, policy=self.policy)
+        changed = await self.actor.carry_out(decisions, view, self.epoch)
+        async with self.store.begin() as uow:
+            await uow.check_epoch(self.epoch)
+            await uow.heartbeat(view.now_ms)
+            await uow.put_hosts([host for host in view.hosts if host.seen_ms])
+            await uow.commit()
+        return changed
+
+    async def sweep(self) -> list[Event]:
+        """Stop tenants' work outside its leases, and store what was found."""
+        async with self.store.begin(write=False) as uow:
+            leases = await uow.leases.list(open_only=True)
+        events = list(await self.watch.sweep(leases))
+        if events:
+            async with self.store.begin() as uow:
+                await uow.check_epoch(self.epoch)
+                for event in events:
+                    log.warning("%s %s: %s", event.kind, event.subject, event.message)
+                    await uow.events.append(event)
+                    await self._tell_job(uow, event)
+                await uow.commit()
+        return events
+
+    async def _tell_job(self, uow, event: Event) -> None:  # type: ignore[no-untyped-def]
+        for job in await uow.jobs.list(open_only=True):
+            if job.ray_id == event.subject:
+                await uow.jobs.update(replace(job, message=event.message))
+
+    def wake(self) -> None:
+        """Make the runner step now."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Repeat steps and sweeps until fenced."""
+        await self.take_over()
+        sweeper = asyncio.create_task(self._sweep_forever())
+        try:
+            while True:
+                self._woken.clear()
+                try:
+                    changed = await self.step()
+                except FencedError:
+                    raise
+                except CloudfarmError as error:
+                    log.warning("a step failed and is tried again: %s", error)
+                    changed = 0
+                if not changed:
+                    await self._rest(self.tick_s)
+        finally:
+            sweeper.cancel()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.watch_s)
+            try:
+                await self.sweep()
+            except FencedError:
+                return
+            except CloudfarmError as error:
+                log.warning("a sweep failed and is tried again: %s", error)
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._woken.wait(), timeout=seconds)
+        except TimeoutError:
+            return

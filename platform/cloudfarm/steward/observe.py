@@ -1,0 +1,73 @@
+"""Look at the farm: the store in one short transaction, then hosts, Ray and Serve at the same time."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cloudfarm.clock import Clock
+from cloudfarm.errors import CloudfarmError
+from cloudfarm.ports import Hosts, RayJobs, Serving, Store
+from cloudfarm.steward.view import FarmView
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Makes a :class:`FarmView`."""
+
+    store: Store
+    clock: Clock
+    hosts: Hosts
+    ray_jobs: RayJobs
+    serving: Serving
+
+    async def look(self, epoch: int) -> FarmView:
+        """Return the farm as it is now.
+
+        Raises:
+            FencedError: if a newer steward has taken over.
+        """
+        async with self.store.begin(write=False) as uow:
+            await uow.check_epoch(epoch)
+            last_tick_ms = await uow.last_heartbeat_ms()
+            stopping = await uow.is_stopping()
+            tenants = {tenant.id: tenant for tenant in await uow.tenants.list()}
+            leases = tuple(await uow.leases.list(open_only=True))
+            jobs = tuple(await uow.jobs.list(open_only=True))
+            services = tuple(await uow.services.list(open_only=True))
+            models = {service.model_id: await uow.models.get(service.model_id) for service in services}
+        hosts, ray_jobs, apps = await asyncio.gather(
+            self.hosts.observe(),
+            _unless_down(self.ray_jobs.list(), "Ray's jobs") if any(job.submitted_ms for job in jobs) else _none(),
+            _unless_down(self.serving.apps(), "Serve's applications"),
+        )
+        now_ms = self.clock.now_ms()
+        return FarmView(
+            now_ms=now_ms,
+            last_tick_ms=now_ms if last_tick_ms is None else min(last_tick_ms, now_ms),
+            tenants=tenants,
+            hosts=tuple(hosts),
+            leases=leases,
+            jobs=jobs,
+            services=services,
+            models=models,
+            ray_jobs=ray_jobs,
+            serve_apps=apps,
+            stopping=stopping,
+        )
+
+
+async def _none() -> None:
+    return None
+
+
+async def _unless_down(call: Awaitable[T], what: str) -> T | None:
+    try:
+        return await call
+    except CloudfarmError as error:
+        log.warning("%s cannot be seen just now: %s", what, error)
+        return None

@@ -1,0 +1,63 @@
+"""What a lease node is told about its lease, and the lease that a service asks for."""
+
+import secrets
+from collections.abc import Mapping
+
+from cloudfarm.domain.lease import Ask, Grade, Lease, LeaseKind, Slice
+from cloudfarm.domain.quantities import MAX_HOURS, Shape
+from cloudfarm.domain.workload import Service
+from cloudfarm.ports import Artifacts
+
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def new_lease_id() -> str:
+    """Return a new id: ``l`` and 8 characters of base 32, short enough for socket paths and labels."""
+    return "l" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def node_labels(lease: Lease, piece: Slice) -> Mapping[str, str]:
+    """Return the Ray labels of a lease node; ``lease`` is the one that confines, the others are for people."""
+    return {
+        "lease": lease.id,
+        "tenant": lease.tenant,
+        "host": piece.host,
+        "slice": piece.name,
+        "share": f"{piece.milli_gpus}m",
+        "gpu": "-".join(map(str, piece.gpu_indices)) or "none",
+    }
+
+
+def node_env(lease: Lease, artifacts: Artifacts) -> Mapping[str, str]:
+    """Return the environment that every process of the lease gets."""
+    return {
+        "CLOUDFARM_LEASE": lease.id,
+        "CLOUDFARM_TENANT": lease.tenant,
+        "CLOUDFARM_STORAGE_PATH": artifacts.uri("tenants", lease.tenant, "runs"),
+    }
+
+
+def weakest(grades: list[Grade]) -> Grade:
+    """Return the weakest of some grades: what can be promised of a lease on several hosts."""
+    return max(grades, key=list(Grade).index)
+
+
+def lease_for_service(service: Service, now_ms: int) -> Lease:
+    """Return a new lease as a service asks for it: one slice a replica, which may share a GPU, for a year."""
+    ask = Ask(
+        shape=Shape(service.replicas, service.milli_gpus),
+        cpus=service.cpus,
+        memory_bytes=service.memory_bytes,
+        duration_ms=MAX_HOURS * 3_600_000,
+        distinct_gpus=False,
+    )
+    return Lease(
+        id=new_lease_id(),
+        tenant=service.tenant,
+        owner=service.owner,
+        name=service.name,
+        kind=LeaseKind.SERVICE,
+        ask=ask,
+        created_ms=now_ms,
+    )
+

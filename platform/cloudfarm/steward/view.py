@@ -1,0 +1,215 @@
+"""What the steward decides from, and what it may decide. Plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloudfarm.domain.host import Host
+from cloudfarm.domain.lease import Lease, Slice
+from cloudfarm.domain.status import EndReason, JobStatus
+from cloudfarm.domain.tenant import Tenant
+from cloudfarm.domain.workload import Job, ModelVersion, Service
+
+
+@dataclass(frozen=True, slots=True)
+class RayJob:
+    """What Ray says of a submitted job."""
+
+    ray_id: str
+    status: JobStatus
+    message: str = ""
+    error_type: str | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    driver_exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServeApp:
+    """What Serve says of an application."""
+
+    name: str
+    running: bool
+    failed: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The steward's knobs."""
+
+    start_timeout_ms: int = 120_000
+    """How long lease nodes may take to come up before the lease ends as failed."""
+    notice_ms: int = 60_000
+    """How long before its time limit a lease is told, and its nodes drained."""
+    host_lost_ms: int = 60_000
+    """How long a host may be silent before its lease nodes count as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FarmView:
+    """The whole farm at one moment. ``None`` for what could not be observed this time: nothing is concluded from it."""
+
+    now_ms: int
+    last_tick_ms: int
+    """The last moment at which a steward observed the farm; what is lost since counts until then."""
+    tenants: Mapping[str, Tenant]
+    hosts: tuple[Host, ...]
+    leases: tuple[Lease, ...]
+    """Every lease that has not ended, oldest first."""
+    jobs: tuple[Job, ...]
+    """Every job that has not ended, oldest first."""
+    services: tuple[Service, ...]
+    """Every service that is not deleted, oldest first."""
+    models: Mapping[str, ModelVersion] = field(default_factory=dict)
+    """By id: the models of ``services``."""
+    ray_jobs: Mapping[str, RayJob] | None = None
+    """By ray_id."""
+    serve_apps: Mapping[str, ServeApp] | None = None
+    """By application name."""
+    stopping: bool = False
+    """Whether the operator is stopping the farm: leases end, nothing new starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Give a waiting lease its slices: they hold capacity from now on."""
+
+    lease_id: str
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Leave a lease waiting, and say why."""
+
+    lease_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartNode:
+    """Order the lease node of a slice (idempotent by the slice's name)."""
+
+    lease_id: str
+    slice: Slice
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateLease:
+    """Every lease node is up."""
+
+    lease_id: str
+    node_ids: Mapping[int, tuple[str, str]]
+    """By slice index: Ray's node id and what isolation the host could enforce."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeLease:
+    """Tell the owner that the time limit is near, and drain the lease nodes."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndLease:
+    """Begin to end a lease."""
+
+    lease_id: str
+    reason: EndReason
+    message: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillNode:
+    """Kill a lease node: its lease is ending, or there is no such lease (a leak)."""
+
+    host: str
+    name: str
+    leaked_ms: int | None = None
+    """For a leak: since when it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishLease:
+    """Nothing of the lease is left on any host: close it and charge it."""
+
+    lease_id: str
+    at_ms: int
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitJob:
+    """Hand a job to Ray: its lease is active."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopJob:
+    """Ask Ray to stop a running job."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateJob:
+    """Take over what Ray says, or close a job that Ray will never finish."""
+
+    job_id: str
+    status: JobStatus
+    message: str = ""
+    ray: RayJob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLease:
+    """Set a lease's target to END: the workload that it was made for is over."""
+
+    lease_id: str
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseForService:
+    """Make a (new) lease for a service."""
+
+    service_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateService:
+    """Take over what Serve says of a service."""
+
+    service_id: str
+    status: Any
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeployServices:
+    """The one Serve configuration should hold exactly these services beside the farm's own application."""
+
+    service_ids: tuple[str, ...]
+
+
+Decision = (
+    Grant
+    | Wait
+    | StartNode
+    | ActivateLease
+    | NoticeLease
+    | EndLease
+    | KillNode
+    | FinishLease
+    | SubmitJob
+    | StopJob
+    | UpdateJob
+    | ReleaseLease
+    | LeaseForService
+    | UpdateService
+    | DeployServices
+)
+Decisions = tuple[Decision, ...]

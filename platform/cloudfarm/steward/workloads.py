@@ -1,0 +1,100 @@
+"""What jobs and services need next."""
+
+from collections.abc import Iterator, Mapping
+
+from cloudfarm.domain.lease import Lease, LeaseKind
+from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
+from cloudfarm.domain.workload import Job, Service
+from cloudfarm.steward.view import (
+    Decision,
+    DeployServices,
+    FarmView,
+    LeaseForService,
+    ReleaseLease,
+    StopJob,
+    SubmitJob,
+    UpdateJob,
+    UpdateService,
+)
+
+
+def jobs(view: FarmView, leases: Mapping[str, Lease]) -> Iterator[Decision]:
+    """Yield what the open jobs need."""
+    for job in view.jobs:
+        lease = leases.get(job.lease_id)
+        yield from _waiting_job(job, lease) if job.submitted_ms is None else _submitted_job(job, lease, view)
+
+
+def _waiting_job(job: Job, lease: Lease | None) -> Iterator[Decision]:
+    if job.target is Target.END:
+        yield UpdateJob(job.id, JobStatus.STOPPED, "stopped before it started")
+    elif lease is None or lease.status in (LeaseStatus.ENDING, LeaseStatus.ENDED):
+        yield _lost(job, lease)
+    elif lease.status is LeaseStatus.ACTIVE and lease.target is Target.RUN:
+        yield SubmitJob(job.id)
+
+
+def _submitted_job(job: Job, lease: Lease | None, view: FarmView) -> Iterator[Decision]:
+    if view.ray_jobs is None:
+        return
+    ray = view.ray_jobs.get(job.ray_id)
+    if ray is not None and ray.status.is_terminal:
+        yield UpdateJob(job.id, ray.status, ray.message, ray)
+    elif lease is None or lease.status is not LeaseStatus.ACTIVE:
+        yield _lost(job, lease)
+    elif ray is None:
+        # The steward died between noting the submission and making it; submitting twice is harmless.
+        yield UpdateJob(job.id, JobStatus.STOPPED, "stopped before it started") if job.target is Target.END else SubmitJob(job.id)
+    else:
+        if ray.status is JobStatus.RUNNING and job.status is JobStatus.PENDING:
+            yield UpdateJob(job.id, JobStatus.RUNNING, ray.message, ray)
+        if job.target is Target.END:
+            yield StopJob(job.id)
+
+
+def _lost(job: Job, lease: Lease | None) -> UpdateJob:
+    reason = lease.reason if lease is not None else None
+    why = lease.message if lease is not None and lease.message else "it has ended"
+    stopped = job.target is Target.END or reason in (EndReason.RELEASED, EndReason.CANCELLED)
+    return UpdateJob(job.id, JobStatus.STOPPED if stopped else JobStatus.FAILED, f"its lease {job.lease_id} ended: {why}")
+
+
+def services(view: FarmView, leases: Mapping[str, Lease]) -> Iterator[Decision]:
+    """Yield what the open services need, and which of them Serve should run."""
+    wanted: list[str] = []
+    for service in view.services:
+        lease = leases.get(service.lease_id or "")
+        if service.target is Target.END:
+            if view.serve_apps is not None and service.app_name not in view.serve_apps:
+                yield UpdateService(service.id, ServiceStatus.DELETED)
+        elif lease is None:
+            yield LeaseForService(service.id)
+        elif lease.status is LeaseStatus.ACTIVE and lease.target is Target.RUN:
+            wanted.append(service.id)
+            yield from _serving(service, view)
+        elif service.status is not ServiceStatus.PENDING:
+            yield UpdateService(service.id, ServiceStatus.PENDING, lease.message)
+    if view.serve_apps is not None:
+        yield DeployServices(tuple(wanted))
+
+
+def _serving(service: Service, view: FarmView) -> Iterator[Decision]:
+    app = (view.serve_apps or {}).get(service.app_name)
+    if service.status is ServiceStatus.PENDING:
+        yield UpdateService(service.id, ServiceStatus.STARTING)
+    elif app is not None and app.running and service.status is not ServiceStatus.RUNNING:
+        yield UpdateService(service.id, ServiceStatus.RUNNING)
+    elif app is not None and app.failed and service.status is not ServiceStatus.FAILED:
+        yield UpdateService(service.id, ServiceStatus.FAILED, app.message)
+    elif app is not None and not app.running and not app.failed and service.status is ServiceStatus.RUNNING:
+        yield UpdateService(service.id, ServiceStatus.STARTING, app.message)
+
+
+def releases(view: FarmView) -> Iterator[Decision]:
+    """Yield a release for every lease whose workload is over."""
+    used = {job.lease_id for job in view.jobs} | {service.lease_id for service in view.services if service.target is Target.RUN}
+    reasons = {LeaseKind.JOB: EndReason.JOB_FINISHED, LeaseKind.SERVICE: EndReason.SERVICE_DELETED}
+    for lease in view.leases:
+        over = lease.kind in reasons and lease.id not in used
+        if over and lease.target is Target.RUN and lease.status is not LeaseStatus.ENDING:
+            yield ReleaseLease(lease.id, reasons[lease.kind])

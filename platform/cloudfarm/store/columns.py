@@ -1,0 +1,101 @@
+"""Column types that turn the domain's values into text and whole numbers, and back."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from sqlalchemy import Text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from cloudfarm.domain.host import Gpu
+from cloudfarm.domain.lease import Ask, Slice
+from cloudfarm.domain.quantities import Shape
+from cloudfarm.store.text import storable
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class Words(TypeDecorator[str]):
+    """Text, cleaned of what a database cannot hold, and ordered by its bytes everywhere, as Python orders it."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
+        """Return the database's type: PostgreSQL would order by its locale, in which a hyphen counts for nothing."""
+        return dialect.type_descriptor(Text(collation="C" if dialect.name == "postgresql" else None))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
+        """Return what is stored."""
+        return None if value is None else storable(value)
+
+
+class EnumText(TypeDecorator[E]):
+    """A text enum by its value: a database enum type would need a migration for each new member."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: type[E]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: E | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
+        """Return what is stored."""
+        return None if value is None else self.kind(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> E | None:  # noqa: ARG002 - SQLAlchemy's
+        """Return the member."""
+        return None if value is None else self.kind(value)
+
+
+class Json(TypeDecorator[Any]):
+    """Plain data as JSON text.
+
+    Not the databases' own JSON types: PostgreSQL's refuses NaN, which is what a diverged training reports as its
+    loss, and JSONB sorts keys and folds numbers, so that a value would not come back as it went in.
+
+    Args:
+        decode: makes the domain's value from plain data.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, decode: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.decode = decode
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002 - SQLAlchemy's
+        """Return what is stored; ASCII only, so that no character can be refused."""
+        return json.dumps(value, default=_plain, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
+        """Return the domain's value."""
+        return None if value is None else self.decode(json.loads(value))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def ask_of(plain: dict[str, Any]) -> Ask:
+    """Return an ask from plain data."""
+    return Ask(**{**plain, "shape": Shape(**plain["shape"])})
+
+
+def slices_of(plain: list[dict[str, Any]]) -> tuple[Slice, ...]:
+    """Return slices from plain data."""
+    return tuple(Slice(**{**each, "gpu_indices": tuple(each["gpu_indices"])}) for each in plain)
+
+
+def gpus_of(plain: list[dict[str, Any]]) -> tuple[Gpu, ...]:
+    """Return GPUs from plain data."""
+    return tuple(Gpu(**each) for each in plain)

@@ -1,0 +1,123 @@
+"""What the repositories of all records share: rows to dataclasses and back, and the guarded update."""
+
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from sqlalchemy import ColumnElement, Table, insert, select, update
+
+from cloudfarm.errors import NotFoundError, StaleError, TransitionError
+from cloudfarm.store.transaction import Transaction
+
+R = TypeVar("R")
+
+
+class Versioned(Protocol):
+    """A lease, a job or a service."""
+
+    @property
+    def id(self) -> str:
+        """The record's id."""
+
+    @property
+    def version(self) -> int:
+        """The stored version that this record was made from."""
+
+    @property
+    def status(self) -> Any:
+        """Where it stands."""
+
+
+class Records(Generic[R]):
+    """The rows of one table as frozen dataclasses; columns and fields have the same names.
+
+    Args:
+        transaction: where to read and write.
+        table: of the records.
+        kind: the dataclass.
+        what: how a person calls one.
+    """
+
+    def __init__(self, transaction: Transaction, table: Table, kind: type[R], what: str) -> None:
+        self.transaction = transaction
+        self.table = table
+        self.what = what
+        self._kind = kind
+        self._fields = [column for column in table.c if column.name in kind.__dataclass_fields__]  # type: ignore[attr-defined]
+
+    async def insert(self, record: R, *, taken: str = "") -> None:
+        """Store a new record; raises AlreadyExistsError with ``taken`` if a unique value of it is there already."""
+        values = self.values(record)
+        await self.transaction.write(
+            insert(self.table).values(values),
+            taken=taken or f"there is a {self.what} {values.get('id')} already",
+        )
+
+    async def find(self, *where: ColumnElement[bool]) -> R | None:
+        """Return the record that meets all conditions, or None."""
+        return next(iter(await self.list(*where)), None)
+
+    async def get(self, record_id: str) -> R:
+        """Return a record by id; raises NotFoundError."""
+        found = await self.find(self.table.c.id == record_id)
+        if found is None:
+            raise self.missing(record_id)
+        return found
+
+    async def list(
+        self,
+        *where: ColumnElement[bool],
+        by: Sequence[ColumnElement[Any]] = (),
+        limit: int | None = None,
+    ) -> Sequence[R]:
+        """Return the records that meet all conditions, in the order of ``by``."""
+        query = select(*self._fields).where(*where).order_by(*by).limit(limit)
+        rows = await self.transaction.read(query)
+        return [self._kind(**row) for row in rows.mappings()]
+
+    async def oldest_first(self, *where: ColumnElement[bool], limit: int | None = None) -> Sequence[R]:
+        """Return records by age; with ``limit`` the newest so many."""
+        age = (self.table.c.created_ms, self.table.c.id)
+        if limit is None:
+            return await self.list(*where, by=age)
+        newest = await self.list(*where, by=[column.desc() for column in age], limit=limit)
+        return newest[::-1]
+
+    async def update(self, record: Versioned, *, step: bool) -> None:
+        """Store a record if its version is still the stored one, and count the version up.
+
+        Args:
+            record: of this table.
+            step: whether this is a status change; else the status must be the stored one.
+
+        Raises:
+            NotFoundError: if there is no such record.
+            StaleError: if somebody else changed it meanwhile.
+            TransitionError: if it has another status and ``step`` is not set.
+        """
+        table = self.table
+        values = {**self.values(record), "version": record.version + 1}
+        del values["id"]
+        guard = [table.c.id == record.id, table.c.version == record.version]
+        if not step:
+            del values["status"]
+            guard.append(table.c.status == record.status)
+        done = await self.transaction.write(update(table).where(*guard).values(values))
+        if done.rowcount == 1:
+            return
+        stored = await self.transaction.read(select(table.c.version).where(table.c.id == record.id))
+        version = stored.scalar_one_or_none()
+        if version is None:
+            raise self.missing(record.id)
+        if version != record.version:
+            raise StaleError(f"{self.what} {record.id} has changed meanwhile", id=record.id)
+        raise TransitionError(
+            f"{self.what} {record.id}: an update may not change the status; store a transition"
+        )
+
+    def values(self, record: Any) -> dict[str, Any]:
+        """Return a record as column values."""
+        return {column.name: getattr(record, column.name) for column in self._fields}
+
+    def missing(self, record_id: str) -> NotFoundError:
+        """Return the error for a record that is not there."""
+        return NotFoundError(f"there is no {self.what} {record_id}")

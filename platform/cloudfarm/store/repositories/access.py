@@ -1,0 +1,73 @@
+"""Tenants and their credentials."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, update
+
+from cloudfarm.domain.tenant import Credential, Tenant
+from cloudfarm.store import rows
+from cloudfarm.store.records import Records
+from cloudfarm.store.transaction import Transaction
+
+
+class SqlTenants:
+    """See :class:`cloudfarm.ports.TenantRepository`."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._records = Records(transaction, rows.tenants, Tenant, "tenant")
+
+    async def add(self, tenant: Tenant) -> None:
+        """Store a new tenant."""
+        await self._records.insert(tenant)
+
+    async def get(self, tenant_id: str) -> Tenant:
+        """Return a tenant."""
+        return await self._records.get(tenant_id)
+
+    async def list(self) -> Sequence[Tenant]:
+        """Return all tenants by slug."""
+        return await self._records.list(by=[rows.tenants.c.id])
+
+    async def update(self, tenant: Tenant) -> None:
+        """Store changed fields."""
+        statement = (
+            update(rows.tenants).where(rows.tenants.c.id == tenant.id).values(self._records.values(tenant))
+        )
+        done = await self._records.transaction.write(statement)
+        if not done.rowcount:
+            raise self._records.missing(tenant.id)
+
+
+class SqlCredentials:
+    """See :class:`cloudfarm.ports.CredentialRepository`."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._records = Records(transaction, rows.credentials, Credential, "credential")
+
+    async def add(self, credential: Credential) -> None:
+        """Store a new credential."""
+        await self._records.insert(credential, taken="there is a credential of that id or secret already")
+
+    async def find(self, secret_sha256: str) -> Credential | None:
+        """Return the credential of a secret, or None."""
+        return await self._records.find(rows.credentials.c.secret_sha256 == secret_sha256)
+
+    async def get(self, credential_id: str) -> Credential:
+        """Return a credential."""
+        return await self._records.get(credential_id)
+
+    async def list(self, tenant: str | None) -> Sequence[Credential]:
+        """Return a tenant's credentials (operators' for None), newest first."""
+        table = rows.credentials
+        whose = table.c.tenant.is_(None) if tenant is None else table.c.tenant == tenant
+        return (await self._records.oldest_first(whose))[::-1]
+
+    async def revoke(self, credential_id: str, now_ms: int) -> None:
+        """Revoke now; a second time changes nothing."""
+        table = rows.credentials
+        first = func.coalesce(table.c.revoked_ms, now_ms)
+        done = await self._records.transaction.write(
+            update(table).where(table.c.id == credential_id).values(revoked_ms=first),
+        )
+        if not done.rowcount:
+            raise self._records.missing(credential_id)

@@ -1,0 +1,40 @@
+"""Leases."""
+
+from collections.abc import Sequence
+
+from cloudfarm.domain.lease import Lease
+from cloudfarm.store import rows
+from cloudfarm.store.records import Records
+from cloudfarm.store.transaction import Transaction
+
+
+class SqlLeases:
+    """See :class:`cloudfarm.ports.LeaseRepository`."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.records = Records(transaction, rows.leases, Lease, "lease")
+
+    async def add(self, lease: Lease) -> None:
+        """Store a new lease."""
+        await self.records.insert(lease)
+
+    async def get(self, lease_id: str) -> Lease:
+        """Return a lease."""
+        return await self.records.get(lease_id)
+
+    async def list(
+        self,
+        *,
+        tenant: str | None = None,
+        open_only: bool = False,
+        limit: int | None = None,
+    ) -> Sequence[Lease]:
+        """Return leases oldest first (with ``limit``: the newest so many, oldest first)."""
+        where = [] if tenant is None else [rows.leases.c.tenant == tenant]
+        if open_only:
+            where.append(rows.OPEN_LEASES)
+        return await self.records.oldest_first(*where, limit=limit)
+
+    async def update(self, lease: Lease) -> None:
+        """Store changed fields other than ``status``, guarded by the version."""
+        await self.records.update(lease, step=False)

@@ -1,0 +1,1 @@
+"""Shipped fakes: a manual clock, an in-memory store, hosts with faults; and the invariants that every test may check."""

@@ -1,0 +1,99 @@
+"""Checks and clients for the front door's tests: the shape of errors, and WebSockets without a server."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Check an error's answer and return its body. This is the whole specification of errors:
+
+    - The media type is ``application/problem+json`` and the body is RFC 9457's object.
+    - ``type`` is ``urn:cloudfarm:error:<code>``, ``title`` is fixed for the code, ``status`` repeats the HTTP status,
+      ``detail`` is one sentence for a person, ``code`` is for programs, ``instance`` is the path that was asked for.
+    - Further members are the error's own data.
+    - ``X-Cloudfarm-Error`` repeats the code; 401 says how to authenticate; 429 and 503 say when to retry.
+    - Nothing is to be cached, and neither a traceback nor the name of a module is shown.
+    - Below ``/api/`` the same is answered as plain text ``<detail> (<code>)``, unless ``Accept`` asks for JSON, since
+      Ray's clients print the text of whatever they get.
+    """
+    assert answer.status_code == status, f"{answer.status_code} {answer.text}"  # noqa: S101 - an assertion is its job
+    assert answer.headers["x-cloudfarm-error"] == code  # noqa: S101
+    assert answer.headers["cache-control"] == "no-store"  # noqa: S101
+    assert ("www-authenticate" in answer.headers) == (status == 401)  # noqa: S101, PLR2004
+    assert ("retry-after" in answer.headers) == (status in (429, 503))  # noqa: S101
+    for inside in ("Traceback", "cloudfarm.", ".py"):
+        assert inside not in answer.text  # noqa: S101
+    if answer.headers["content-type"].startswith("text/plain"):
+        assert answer.url.path.startswith("/api/")  # noqa: S101
+        assert answer.text.endswith(f" ({code})")  # noqa: S101
+        return {"detail": answer.text.removesuffix(f" ({code})"), "code": code}
+    assert answer.headers["content-type"] == "application/problem+json"  # noqa: S101
+    body: dict[str, Any] = json.loads(answer.content)
+    assert body["type"] == f"urn:cloudfarm:error:{code}"  # noqa: S101
+    assert body["code"] == code  # noqa: S101
+    assert body["status"] == status  # noqa: S101
+    assert body["instance"] == answer.url.path  # noqa: S101
+    assert body["title"]  # noqa: S101
+    assert body["detail"]  # noqa: S101
+    return body
+
+
+class FakeWebSocket:
+    """A WebSocket client of an ASGI application, without a server between them."""
+
+    def __init__(self, app: FastAPI, path: str, headers: Mapping[str, str]) -> None:
+        self._app = app
+        self._scope = {
+            "type": "websocket",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "subprotocols": [],
+            "extensions": {"websocket.http.response": {}},
+            "server": ("farm.test", 80),
+            "scheme": "ws",
+            "root_path": "",
+            "asgi": {"version": "3.0"},
+        }
+        self._to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "FakeWebSocket":
+        """Connect."""
+        self._to_app.put_nowait({"type": "websocket.connect"})
+        self._task = asyncio.create_task(
+            self._app(self._scope, self._to_app.get, self._from_app.put),  # type: ignore[arg-type]
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Go away and wait until the application has noticed."""
+        await self.go()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the application's next message."""
+        return await asyncio.wait_for(self._from_app.get(), timeout=10)
+
+    async def go(self) -> None:
+        """Close the connection as a killed client would."""
+        if self._task is not None:
+            self._to_app.put_nowait({"type": "websocket.disconnect", "code": 1006})
+            await asyncio.wait_for(self._task, timeout=10)
+            self._task = None
+
+    async def text_until_closed(self) -> tuple[str, int]:
+        """Return everything that was sent and the close code."""
+        text = ""
+        while True:
+            message = await self.receive()
+            if message["type"] == "websocket.send":
+                text += message["text"]
+            elif message["type"] == "websocket.close":
+                return text, message["code"]

@@ -1,0 +1,1 @@
+"""What the thin jobs call: data sets, models, training loops and model bundles."""

@@ -1,0 +1,264 @@
+"""The decision, case by case: small farms that a person can check by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from cloudfarm.domain.host import Host, NodePhase, NodeTruth
+from cloudfarm.domain.lease import Ask, Lease, LeaseKind, Slice
+from cloudfarm.domain.quantities import parse_shape
+from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
+from cloudfarm.domain.tenant import Tenant
+from cloudfarm.domain.workload import Job, ModelVersion, Service
+from cloudfarm.steward import view as v
+from cloudfarm.steward.admission import first_come
+from cloudfarm.steward.decide import decide
+from cloudfarm.testing.fake_farm import GIB, make_host
+
+NOW = 1_000_000_000
+POLICY = v.Policy(start_timeout_ms=60_000, notice_ms=30_000, host_lost_ms=60_000)
+
+
+def lease(id_: str = "l1", shape: str = "0.5", tenant: str = "a", **more) -> Lease:
+    ask = Ask(parse_shape(shape), cpus=2, memory_bytes=GIB, duration_ms=3_600_000)
+    return Lease(id_, tenant, "kim", id_, LeaseKind.MANUAL, ask, created_ms=NOW - 1000, **more)
+
+
+def running(id_: str = "l1", *, tenant: str = "a", index: int = 0, **more) -> Lease:
+    piece = Slice(id_, 0, "h0", (index,), 500, 2, GIB, node_id=f"ray-{id_}")
+    fields = {"status": LeaseStatus.ACTIVE, "slices": (piece,), "started_ms": NOW - 5000, "ends_ms": NOW + 3_600_000}
+    return lease(id_, tenant=tenant, **{**fields, **more})
+
+
+def node(name: str, phase: NodePhase = NodePhase.UP, **more) -> NodeTruth:
+    return NodeTruth(name, name.rpartition("-")[0], phase, f"ray-{name}", NOW - 6000, "root namespace", **more)
+
+
+def host(*nodes: NodeTruth, name: str = "h0", **more) -> Host:
+    return replace(make_host(name), nodes=nodes, seen_ms=NOW, **more)
+
+
+def view(*leases: Lease, hosts: tuple[Host, ...] | None = None, **more) -> v.FarmView:
+    return v.FarmView(
+        now_ms=NOW,
+        last_tick_ms=NOW - 1000,
+        tenants={name: Tenant(name, name, 0) for name in "abc"},
+        hosts=(host(),) if hosts is None else hosts,
+        leases=leases,
+        jobs=more.pop("jobs", ()),
+        services=more.pop("services", ()),
+        **more,
+    )
+
+
+def decided(farm: v.FarmView, *, limit: int = 4000) -> list[v.Decision]:
+    return list(decide(farm, admit=first_come(limit), policy=POLICY))
+
+
+def test_a_waiting_lease_is_granted_when_it_fits() -> None:
+    (grant,) = decided(view(lease(shape="2x0.5")))
+    assert isinstance(grant, v.Grant)
+    assert [piece.gpu_indices for piece in grant.slices] == [(0,), (1,)]
+
+
+def test_the_first_that_does_not_fit_holds_back_the_rest() -> None:
+    big, small = lease("l1", "3x1"), lease("l2", "0.1", tenant="b")
+    waits = decided(view(big, small))
+    assert [(wait.lease_id, wait.message.partition(":")[0]) for wait in waits] == [
+        ("l1", "place 1 in the queue"),
+        ("l2", "place 2 in the queue"),
+    ]
+    assert "l1 came first" in waits[1].message
+
+
+def test_a_tenants_own_limit_holds_back_nobody_else() -> None:
+    decisions = decided(view(lease("l1", "2x1"), lease("l2", "0.5", tenant="b")), limit=1000)
+    assert [type(each) for each in decisions] == [v.Wait, v.Grant]
+    assert "at most 1 GPU" in decisions[0].message
+    assert decisions[1].lease_id == "l2"
+
+
+def test_a_wait_that_was_told_is_not_told_again() -> None:
+    (wait,) = decided(view(lease(shape="3x1")))
+    assert decided(view(lease(shape="3x1", message=wait.message))) == []
+
+
+def test_nothing_is_placed_on_a_silent_or_cordoned_host() -> None:
+    for trouble in ({"reachable": False}, {"cordoned": True}):
+        (wait,) = decided(view(lease(), hosts=(host(**trouble),)))
+        assert isinstance(wait, v.Wait)
+
+
+def starting(**more) -> Lease:
+    piece = Slice("l1", 0, "h0", (0,), 500, 2, GIB)
+    return lease(status=LeaseStatus.STARTING, slices=(piece,), granted_ms=NOW - 1000, **more)
+
+
+def test_a_starting_lease_has_its_node_ordered_until_the_host_has_it() -> None:
+    (order,) = decided(view(starting()))
+    assert isinstance(order, v.StartNode)
+    assert decided(view(starting(), hosts=(host(node("l1-0", NodePhase.STARTING)),))) == []
+
+
+def test_a_starting_lease_is_active_when_its_node_is_up() -> None:
+    (active,) = decided(view(starting(), hosts=(host(node("l1-0")),)))
+    assert active == v.ActivateLease("l1", {0: ("ray-l1-0", "root namespace")})
+
+
+def test_a_node_that_exits_while_starting_ends_the_lease_with_its_reason() -> None:
+    (end,) = decided(view(starting(), hosts=(host(node("l1-0", NodePhase.EXITED, reason="no room")),)))
+    assert isinstance(end, v.EndLease)
+    assert end.reason is EndReason.START_FAILED
+    assert "no room" in end.message
+
+
+def test_a_start_that_takes_too_long_ends_the_lease() -> None:
+    late = replace(starting(), granted_ms=NOW - 60_001)
+    (end,) = decided(view(late, hosts=(host(node("l1-0", NodePhase.STARTING)),)))
+    assert end.reason is EndReason.START_FAILED
+
+
+def test_a_lost_node_ends_the_lease_at_the_last_tick() -> None:
+    (end,) = decided(view(running()))
+    assert end == v.EndLease("l1", EndReason.NODE_LOST, "lease node l1-0 was lost", NOW - 1000)
+
+
+def test_nothing_is_concluded_from_a_host_that_is_silent_for_a_moment() -> None:
+    silent = replace(host(), reachable=False, seen_ms=NOW - 59_000)
+    assert decided(view(running(), hosts=(silent,))) == []
+
+
+def test_a_host_silent_for_too_long_loses_its_leases_as_of_when_it_was_seen() -> None:
+    silent = replace(host(), reachable=False, seen_ms=NOW - 61_000)
+    old = replace(running(), started_ms=NOW - 100_000)
+    (end,) = decided(view(old, hosts=(silent,)))
+    assert (end.reason, end.at_ms) == (EndReason.NODE_LOST, NOW - 61_000)
+
+
+def test_notice_comes_before_the_end_and_the_end_at_its_time() -> None:
+    up = (host(node("l1-0")),)
+    near = running(ends_ms=NOW + 29_000)
+    assert decided(view(near, hosts=up)) == [v.NoticeLease("l1")]
+    assert decided(view(replace(near, noticed_ms=NOW), hosts=up)) == []
+    (end,) = decided(view(replace(near, ends_ms=NOW), hosts=up))
+    assert end.reason is EndReason.EXPIRED
+
+
+def test_an_ending_lease_is_killed_and_finished_only_when_nothing_is_left() -> None:
+    ending = running(status=LeaseStatus.ENDING, ending_ms=NOW - 500, reason=EndReason.RELEASED, target=Target.END)
+    assert decided(view(ending, hosts=(host(node("l1-0")),))) == [v.KillNode("h0", "l1-0")]
+    assert decided(view(ending, hosts=(replace(host(), reachable=False),))) == []
+    assert decided(view(ending)) == [v.FinishLease("l1", NOW, EndReason.RELEASED)]
+
+
+def test_a_lost_lease_is_charged_until_it_was_last_seen() -> None:
+    ending = running(status=LeaseStatus.ENDING, ending_ms=NOW - 1000, reason=EndReason.NODE_LOST, target=Target.END)
+    assert decided(view(ending)) == [v.FinishLease("l1", NOW - 1000, EndReason.NODE_LOST)]
+
+
+def test_a_node_without_a_lease_is_a_leak() -> None:
+    assert decided(view(hosts=(host(node("l9-0")),))) == [v.KillNode("h0", "l9-0", leaked_ms=NOW - 6000)]
+
+
+def test_capacity_of_an_ending_lease_is_not_given_away() -> None:
+    ending = running(status=LeaseStatus.ENDING, ending_ms=NOW, reason=EndReason.RELEASED)
+    kinds = [type(each) for each in decided(view(ending, lease("l2", "2x0.6"), hosts=(host(node("l1-0")),)))]
+    assert kinds == [v.KillNode, v.Wait]
+
+
+def job(**more) -> Job:
+    return Job("j1", "a", "kim", "train", "l1", True, "python x.py", NOW, **more)
+
+
+def ray(status: JobStatus, message: str = "") -> dict[str, v.RayJob]:
+    return {"a.train": v.RayJob("a.train", status, message)}
+
+
+@pytest.mark.parametrize(
+    ("the_job", "the_lease", "in_ray", "expected"),
+    [
+        (job(), lease(), None, []),
+        (job(), running(), None, [v.SubmitJob("j1")]),
+        (job(target=Target.END), lease(), None, [v.UpdateJob("j1", JobStatus.STOPPED, "stopped before it started")]),
+        (job(submitted_ms=NOW), running(), None, []),
+        (job(submitted_ms=NOW), running(), {}, [v.SubmitJob("j1")]),
+        (job(submitted_ms=NOW), running(), ray(JobStatus.PENDING), []),
+        (
+            job(submitted_ms=NOW),
+            running(),
+            ray(JobStatus.RUNNING, "go"),
+            [v.UpdateJob("j1", JobStatus.RUNNING, "go", ray(JobStatus.RUNNING, "go")["a.train"])],
+        ),
+        (job(submitted_ms=NOW, status=JobStatus.RUNNING), running(), ray(JobStatus.RUNNING), []),
+        (
+            job(submitted_ms=NOW, status=JobStatus.RUNNING, target=Target.END),
+            running(),
+            ray(JobStatus.RUNNING),
+            [v.StopJob("j1")],
+        ),
+        (
+            job(submitted_ms=NOW, status=JobStatus.RUNNING),
+            running(),
+            ray(JobStatus.FAILED, "boom"),
+            [v.UpdateJob("j1", JobStatus.FAILED, "boom", ray(JobStatus.FAILED, "boom")["a.train"])],
+        ),
+    ],
+)
+def test_jobs(the_job, the_lease, in_ray, expected) -> None:
+    up = (host(node("l1-0")),)
+    decisions = decided(view(replace(the_lease, kind=LeaseKind.JOB), hosts=up, jobs=(the_job,), ray_jobs=in_ray))
+    assert [each for each in decisions if not isinstance(each, v.Grant | v.KillNode)] == expected
+
+
+def test_a_job_whose_lease_is_lost_fails_and_says_so() -> None:
+    ending = running(status=LeaseStatus.ENDING, ending_ms=NOW, reason=EndReason.NODE_LOST, message="lease node l1-0 was lost")
+    started = job(submitted_ms=NOW, status=JobStatus.RUNNING)
+    decisions = decided(view(ending, jobs=(started,), ray_jobs=ray(JobStatus.RUNNING)))
+    assert v.UpdateJob("j1", JobStatus.FAILED, "its lease l1 ended: lease node l1-0 was lost") in decisions
+
+
+def test_a_lease_made_for_a_job_ends_with_it() -> None:
+    over = replace(running(), kind=LeaseKind.JOB)
+    assert decided(view(over, hosts=(host(node("l1-0")),))) == [v.ReleaseLease("l1", EndReason.JOB_FINISHED)]
+
+
+def service(**more) -> Service:
+    return Service("s1", "a", "kim", "wind", "m1", "services.forecasts:app", 250, 1, 1, GIB, NOW, **more)
+
+
+MODEL = ModelVersion("m1", "a", "wind", 1, "/m", None, {}, NOW)
+
+
+def test_a_service_gets_a_lease_then_serve_then_runs() -> None:
+    up = (host(node("l1-0")),)
+    held = replace(running(), kind=LeaseKind.SERVICE)
+    assert v.LeaseForService("s1") in decided(view(services=(service(),)))
+    with_lease = service(lease_id="l1")
+    decisions = decided(view(held, hosts=up, services=(with_lease,), serve_apps={}))
+    assert decisions == [v.UpdateService("s1", ServiceStatus.STARTING), v.DeployServices(("s1",))]
+    begun = replace(with_lease, status=ServiceStatus.STARTING)
+    apps = {"a.wind": v.ServeApp("a.wind", running=True, failed=False)}
+    decisions = decided(view(held, hosts=up, services=(begun,), serve_apps=apps))
+    assert decisions == [v.UpdateService("s1", ServiceStatus.RUNNING), v.DeployServices(("s1",))]
+
+
+def test_a_deleted_service_leaves_serve_before_its_lease_ends() -> None:
+    held = replace(running(), kind=LeaseKind.SERVICE)
+    gone = service(lease_id="l1", status=ServiceStatus.RUNNING, target=Target.END)
+    apps = {"a.wind": v.ServeApp("a.wind", running=True, failed=False)}
+    up = (host(node("l1-0")),)
+    first = decided(view(held, hosts=up, services=(gone,), serve_apps=apps))
+    assert first == [v.DeployServices(()), v.ReleaseLease("l1", EndReason.SERVICE_DELETED)]
+    second = decided(view(held, hosts=up, services=(gone,), serve_apps={}))
+    assert v.UpdateService("s1", ServiceStatus.DELETED) in second
+
+
+def test_a_stopping_farm_ends_leases_and_starts_nothing() -> None:
+    decisions = decided(view(running(), lease("l2"), hosts=(host(node("l1-0")),), stopping=True))
+    assert [(type(each), each.lease_id) for each in decisions] == [(v.EndLease, "l1")]
+    assert decisions[0].reason is EndReason.FARM_STOPPED
+
+
+def test_the_same_view_gives_the_same_decisions() -> None:
+    farm = view(running(), lease("l2", "2x0.5"), lease("l3", "3x1"), hosts=(host(node("l1-0")),))
+    assert decided(farm) == decided(farm)
