@@ -232,7 +232,9 @@ def main() -> None:
         print(f"{key:24} {ours[key]:12.2f} {theirs[key]:12.2f}")
     print(f"ALIVE in {report['alive_ratio']} of the time; PSS {report['pss_ratio']}, "
           f"{report['pss_ratio_with_zygote']} with the zygote ({ours['zygote_pss_mb']} MB, once a host)")  # fmt: skip
-    print(f"{MANY} nodes at once: up in {many['all_up_s']:.2f} s, {many['pss_with_zygote_mb']:.0f} MB with the zygote")
+    print(
+        f"{MANY} nodes at once: up in {many['all_up_s']:.2f} s, {many['pss_with_zygote_mb']:.0f} MB with the zygote"
+    )
 
 
 if __name__ == "__main__":

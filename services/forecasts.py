@@ -5,10 +5,8 @@ In a Serve config::
     applications:
       - name: forecasts
         import_path: services.forecasts:app
-        args: {model_uri: /models/windpower-forecaster}
+        args: {model_uri: /models/windpower-forecaster, ray_actor_options: {num_gpus: 1}}     # without it: on CPU
         route_prefix: null
-        deployments:
-          - {name: Forecaster, ray_actor_options: {num_gpus: 1}}     # without it: on CPU
 
 and from Python: ``await serve.get_app_handle("forecasts").handle.remote(payload)``; ``describe`` gives the
 model's card.
@@ -24,13 +22,24 @@ from cloudfarm.inference.forecasts import Forecaster
 
 
 class ForecastsArgs(BaseModel):
-    """The application's ``args``: ``model_uri`` is the path or URI of a model bundle."""
+    """The application's ``args``; the farm gives every one of its services the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     model_uri: str
+    """Path or URI of a model bundle."""
+    num_replicas: int = 1
+    ray_actor_options: dict[str, Any] = {}
+    """What each replica needs, and where it must run."""
 
 
 def app(args: dict[str, Any]) -> Application:
     """Return the application for ``args`` (see ``ForecastsArgs``)."""
-    deployment = serve.deployment(Forecaster, name="Forecaster", max_ongoing_requests=100)
-    return deployment.bind(model_uri=ForecastsArgs.model_validate(args).model_uri)
+    wanted = ForecastsArgs.model_validate(args)
+    deployment = serve.deployment(
+        Forecaster,
+        name="Forecaster",
+        max_ongoing_requests=100,
+        num_replicas=wanted.num_replicas,
+        ray_actor_options=wanted.ray_actor_options,
+    )
+    return deployment.bind(model_uri=wanted.model_uri)

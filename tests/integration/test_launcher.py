@@ -150,7 +150,10 @@ class Rig:
         for process in psutil.process_iter(["cmdline"]):
             line = " ".join(process.info["cmdline"] or ())
             try:
-                traces = [process.environ().get("CLOUDFARM_NODE") == name, process.cwd() == str(self.home / name)]
+                traces = [
+                    process.environ().get("CLOUDFARM_NODE") == name,
+                    process.cwd() == str(self.home / name),
+                ]
             except psutil.Error:
                 traces = []
             if f"{self.home}/{name}/" in line or line.startswith(f"cloudfarm-node {name} ") or any(traces):
@@ -259,6 +262,7 @@ def test_nodes_outlive_the_zygote_and_the_state_directory(rig: Callable[..., Rig
     (record,) = restarted.records()
     assert (record.name, record.pid, record.phase) == ("orphan", pid, "up")
     assert record.spec == one.spec("orphan")
+    assert (one.home / "state" / "nodes" / "orphan" / "spec.json").exists(), "it must outlive its processes too"
     restarted.kill("orphan")
     one.assert_nothing_left("orphan")
     one.up(one.spec("next"))
@@ -330,7 +334,9 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(rig: Callable[..., Rig])
     with pytest.raises(LauncherError) as failed:
         one.launcher.wait_up("hungry", 60)
     assert failed.value.reason == "node_failed"
-    assert "object store memory" in str(failed.value), "Ray sees the limit of the node, not the machine's memory"
+    assert "object store memory" in str(failed.value), (
+        "Ray sees the limit of the node, not the machine's memory"
+    )
     one.assert_nothing_left("hungry")
 
     one.up(one.spec("first"))
@@ -360,7 +366,9 @@ def test_a_base_node_and_its_end_leave_lease_nodes_alone(farm: Farm, rig: Callab
         "    launcher.start(NodeSpec.from_json(spec))\n"
         "    return launcher.wait_up('leased', 60).pid\n"
         "print(ray.get(start.options(runtime_env={{'env_vars': {{'PYTHONPATH': {path!r}}}}}).remote({state!r}, {spec!r})))\n"
-    ).format(address=ADDRESS, state=str(inner.home / "state"), spec=spec.to_json(), path=str(ROOT / "platform"))
+    ).format(
+        address=ADDRESS, state=str(inner.home / "state"), spec=spec.to_json(), path=str(ROOT / "platform")
+    )
     pid = int(farm.python(code).split()[-1])
     one.launcher.kill("base")
     assert one.left("base") == []

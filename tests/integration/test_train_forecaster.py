@@ -76,7 +76,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def wait_for(find, process, seconds=60):
+def wait_for(find, process, seconds=120):
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         if found := find():
@@ -104,6 +104,7 @@ def outcome(data, tmp_path_factory):
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
         "RAY_TMPDIR": ray_folder,
     }
     environment.pop("RAY_ADDRESS", None)
@@ -122,7 +123,7 @@ def outcome(data, tmp_path_factory):
         victims = [child for child in started if "RayTrainWorker" in "".join(child.cmdline()[:1])]
         assert len(victims) == 2
         victims[0].kill()
-        code = process.wait(120)
+        code = process.wait(150)
         said = log.read_text(encoding="utf-8", errors="replace")
         assert code == 0, said[-5000:]
         return folder, said
@@ -140,7 +141,7 @@ def summaries(said):
 
 
 def resumptions(said):
-    """Each start from a checkpoint: the epochs it says are done and the next epoch that the same worker reports."""
+    """Each start from a checkpoint: the epochs done, and the next epoch that the same worker reports."""
     lines = said.splitlines()
     for number, line in enumerate(lines):
         if found := re.search(r"(\(RayTrainWorker pid=\d+\)).* resumed after (\d+) of", line):

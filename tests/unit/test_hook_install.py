@@ -1,4 +1,6 @@
-"""The `.pth` file, the post-import patches, and what they do to the modules: all with stand-ins, without Ray."""
+"""The `.pth` file, the post-import patches, and what they do to the modules: with stand-ins, without Ray."""
+
+# ruff: noqa: ARG002, ARG003, PLC0415 - stand-ins have the parameters of the real ones; imports are the subject
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import cloudfarm.raylayer.hook as hook
+from cloudfarm.raylayer import hook
 from cloudfarm.raylayer.hook import HookError, confine, defaults, devices, wanted_patches
 from cloudfarm.raylayer.hook.imports import PatchingFinder, after_import
 from cloudfarm.raylayer.hook.rules import ConfinementError, ControlScope, LeaseScope
@@ -98,7 +100,8 @@ def toy(tmp_path, monkeypatch):
     """A module `cf_toy` to import, and `cf_patch:mark`, which marks it."""
     (tmp_path / "cf_toy.py").write_text("value = 1\n")
     (tmp_path / "cf_patch.py").write_text(
-        "def mark(module):\n    module.value += 1\ndef fail(module):\n    raise RuntimeError('not this one')\n"
+        "def mark(module):\n    module.value += 1\n"
+        "def fail(module):\n    raise RuntimeError('not this one')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))

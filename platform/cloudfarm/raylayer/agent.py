@@ -141,7 +141,7 @@ class HostAgent:
                 object_store_bytes=max(96 * _MIB, piece.memory_bytes // 5),
                 labels=dict(labels),
                 env={
-                    **self._paths.ray_env(self._config.node_ip),
+                    **self._paths.ray_env(self._config.node_ip, self._config.gcs_address),
                     **env,
                     **device_env(self._machine, piece.gpu_indices, piece.milli_gpus),
                 },

@@ -180,8 +180,9 @@ class LocalFarm:
     def _control_launcher(self) -> NodeLauncher:
         return self._launcher(self.paths.state_dir / "control")
 
-    def _ray_env(self) -> dict[str, str]:
-        return {**self.paths.ray_env(self.settings.bind_address), "CLOUDFARM_ROLE": "control"}
+    def _ray_env(self, gcs_address: str | None = None) -> dict[str, str]:
+        env = self.paths.ray_env(self.settings.bind_address, gcs_address or self.gcs_address)
+        return {**env, "CLOUDFARM_ROLE": "control"}
 
     def _head_spec(self) -> NodeSpec:
         return NodeSpec(
@@ -212,7 +213,7 @@ class LocalFarm:
             memory_bytes=0,
             object_store_bytes=96 * _MIB,
             labels={"farm": "control", "role": "host", "host": host},
-            env={**self._ray_env(), **config.to_env()},
+            env={**self._ray_env(gcs_address), **config.to_env()},
             temp_dir=str(self.paths.node_dir(f"b{index}")),
             worker_ports=(first, first + PORTS_OF_NODE - 1),
             isolate=False,

@@ -84,13 +84,14 @@ class FarmPaths:
         """Ray's temp dir of one node."""
         return self.runtime_dir / name
 
-    def ray_env(self, address: str) -> dict[str, str]:
+    def ray_env(self, address: str, gcs_address: str) -> dict[str, str]:
         """Return the environment of every Ray process of the farm on this machine, listening on ``address``.
 
         Ray replaces 127.0.0.1 by the machine's outer address, where a farm on loopback does not listen; the variable
         made for systems with nagging firewalls keeps it.
         """
         env = {
+            "RAY_ADDRESS": gcs_address,  # else some of Ray's helpers look for any cluster on the machine
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file),
             "RAY_USAGE_STATS_ENABLED": "0",

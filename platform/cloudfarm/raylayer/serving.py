@@ -4,6 +4,7 @@
 should run: one tenant's change never touches another's application, which stays byte for byte the same in it.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,8 +81,7 @@ def _application(service: Service, model: ModelVersion, lease: Lease) -> dict[st
         "import_path": service.import_path,
         "args": {
             "model_uri": model.uri,
-            "model": model.ref,
-            "replicas": service.replicas,
+            "num_replicas": service.replicas,
             "ray_actor_options": options,
         },
     }
@@ -108,8 +108,6 @@ class ServeInference:
             if handle is None:
                 handle = serve.get_app_handle(app_name)
                 self._handles[app_name] = handle
-            import asyncio  # noqa: PLC0415
-
             answer = await asyncio.wait_for(_await(handle.handle.remote(dict(payload))), timeout_s)
         except (RayServeException, TimeoutError) as error:
             self._handles.pop(app_name, None)

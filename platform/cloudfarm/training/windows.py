@@ -104,7 +104,7 @@ class Series:
     def normalisation(self, period: Period) -> tuple[Floats, Floats]:
         """Return mean and (population) standard deviation ``[7]`` of the known channels inside ``period``.
 
-        A channel that does not vary gets deviation 1: dividing by next to nothing would make rounding a signal.
+        A channel that does not vary gets deviation 1: divided by next to nothing, rounding would be a signal.
         """
         inside = (self.times >= period.start.timestamp()) & (self.times < period.end.timestamp())
         known = self.channels[inside & np.isfinite(self.channels).all(axis=1)].astype(np.float64)
