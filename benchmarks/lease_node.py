@@ -1,10 +1,11 @@
-"""What a lease node costs: from the order to ALIVE in the GCS, and its memory, against stock `ray start --block`.
+"""What a lease node costs, in time until ALIVE and in memory, against stock `ray start --block`.
 
     python benchmarks/lease_node.py --runs 5 --json
 
-Starts a small head of its own, then alternates both ways (A B A B ...) in one run on one machine, because a shared
-machine's speed drifts. Both are observed by the same GCS client. Memory is PSS, so shared pages count by share;
-the zygote, which a host has once, is listed apart and as part of the host's total for one and for four nodes.
+Starts a small head of its own, then alternates both ways (A B A B ...) in one run on one machine, because a
+shared machine's speed drifts. Both are observed by the same GCS client. Memory is PSS, so shared pages count
+by share; the zygote, which a host has once, is listed apart and as part of the host's total for one and for
+four nodes.
 """
 
 import argparse
@@ -20,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "platform"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cloudfarm.raylayer.launcher import NodeLauncher, NodeSpec, procs  # noqa: E402
+from cloudfarm.raylayer.launcher import NodeLauncher, NodeSpec, procs
 
 RAY = str(Path(sys.executable).with_name("ray"))
 OBJECT_STORE = 100_000_000
@@ -59,12 +61,18 @@ def head(base: Path, port: int) -> Iterator[str]:
         process.wait()
 
 
-def alive_names(address: str) -> set[str]:
-    """Return the names of the nodes that the GCS calls ALIVE; empty while there is no GCS."""
+@cache
+def gcs_client(address: str) -> Any:
+    """Return one client for all looks: making one costs more than a look."""
     from ray._raylet import GcsClient  # noqa: PLC0415
 
+    return GcsClient(address=address)
+
+
+def alive_names(address: str) -> set[str]:
+    """Return the names of the nodes that the GCS calls ALIVE; empty while there is no GCS."""
     try:
-        infos = GcsClient(address=address).get_all_node_info(timeout=5)
+        infos = gcs_client(address).get_all_node_info(timeout=5)
     except Exception:  # noqa: BLE001 - the GCS is not there yet
         return set()
     return {info.node_name for info in infos.values() if info.state == 0}

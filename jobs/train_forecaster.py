@@ -14,9 +14,11 @@ import logging
 
 import ray
 import ray.train
+from pydantic import ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cloudfarm.training.windpower import TrainingConfig, publish_best, train
+from cloudfarm.errors import CloudfarmError
+from cloudfarm.training.windpower import Split, TrainingConfig, publish_best, train
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,16 +54,20 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Train, publish the best checkpoint and print the summary."""
     args = parse_args()
-    config = TrainingConfig(
-        data=args.data,
-        turbines=tuple(filter(None, args.turbines.split(","))),
-        model_name=args.model_name,
-        epochs=args.epochs,
-        horizon=args.horizon,
-        selection_start=args.selection_start,
-        validation_start=args.validation_start,
-        seed=args.seed,
-    )
+    try:  # here and once, not in every worker and at every retry
+        config = TrainingConfig(
+            data=args.data,
+            turbines=tuple(filter(None, args.turbines.split(","))),
+            model_name=args.model_name,
+            epochs=args.epochs,
+            horizon=args.horizon,
+            selection_start=args.selection_start,
+            validation_start=args.validation_start,
+            seed=args.seed,
+        )
+        split = Split(config)
+    except (ValidationError, CloudfarmError) as bad:
+        raise SystemExit(f"train_forecaster: {bad}") from bad
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if args.use_gpu is None else args.use_gpu
     trainer = TorchTrainer(
@@ -80,7 +86,7 @@ def main() -> None:
         ),
     )
     result = trainer.fit()
-    print(json.dumps(publish_best(result, config, args.outbox)), flush=True)
+    print(json.dumps(publish_best(result, config, split, args.outbox)), flush=True)
 
 
 if __name__ == "__main__":

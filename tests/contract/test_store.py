@@ -44,10 +44,12 @@ class TestUnitOfWork:
         assert await keep(store, lambda uow: uow.take_epoch()) == 1
 
     async def test_keeps_nothing_after_an_error(self, store):
+        async def fail(uow):
+            await uow.leases.add(make_lease())
+            raise ZeroDivisionError
+
         with pytest.raises(ZeroDivisionError):
-            async with store.begin() as uow:
-                await uow.leases.add(make_lease())
-                raise ZeroDivisionError
+            await keep(store, fail)
         assert await look(store, lambda uow: uow.leases.list()) == []
 
     async def test_sees_its_own_changes_and_others_see_them_after_the_commit(self, store, other):

@@ -306,8 +306,8 @@ class TestServices:
         assert await look(store, lambda uow: uow.services.get("s1")) == replace(changed, version=1)
         with pytest.raises(StaleError):
             await keep(store, lambda uow: uow.services.update(changed))
+        again = replace(changed, status=ServiceStatus.RUNNING, version=1)
         with pytest.raises(TransitionError):
-            again = replace(changed, status=ServiceStatus.RUNNING, version=1)
             await keep(store, lambda uow: uow.services.update(again))
 
     async def test_missing(self, store):
@@ -323,6 +323,6 @@ class TestServices:
         with pytest.raises(NotFoundError):
             await add(store, services=[make_service(model_id=model.id, lease_id="none")])
         await add(store, services=[make_service(model_id=model.id)])
+        broken = make_service(model_id=model.id, lease_id="none")
         with pytest.raises(NotFoundError):
-            broken = make_service(model_id=model.id, lease_id="none")
             await keep(store, lambda uow: uow.services.update(broken))

@@ -1,4 +1,4 @@
-"""The launcher against a real Ray cluster of its own (ports 21700-21999): nothing may be left, whatever happens."""
+"""The launcher against a real Ray cluster of its own (ports 21700-21999): nothing may ever be left."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from cloudfarm.raylayer.launcher import LauncherError, NodeLauncher, NodeSpec, procs
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +37,8 @@ infos = GcsClient(address={address!r}).get_all_node_info(timeout=20).values()
 print(json.dumps({{i.node_name: dict(i.labels) for i in infos if i.state == 0}}))
 """
 
-# An actor on the node starts: a child that ignores SIGTERM, and one that forks twice, leaves the session, and may
-# have an empty environment, so that neither its parents nor a marker lead to it.
+# An actor on the node starts: a child that ignores SIGTERM, and one that forks twice, leaves the session,
+# and may have an empty environment, so that neither its parents nor a marker lead to it.
 RUN_NASTY = """
 import os, ray, subprocess, sys
 ray.init(address={address!r}, logging_level="error", log_to_driver=False)
@@ -45,7 +46,8 @@ ray.init(address={address!r}, logging_level="error", log_to_driver=False)
 @ray.remote(num_cpus=0, num_gpus=1, label_selector={{"lease": {lease!r}}})
 class Nasty:
     def go(self):
-        loop = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\\nwhile True: time.sleep(1)"
+        ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\\n"
+        loop = ignore + "while True: time.sleep(1)"
         self.stubborn = subprocess.Popen([sys.executable, "-c", loop, {tag!r}])
         double = (
             "import os, sys\\n"
@@ -145,7 +147,7 @@ class Rig:
         return pid
 
     def left(self, name: str) -> list[str]:
-        """Every process that has any trace of the node, looked for with psutil and not with the launcher's eyes."""
+        """Every process with any trace of the node, seen with psutil and not with the launcher's eyes."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = " ".join(process.info["cmdline"] or ())
@@ -235,15 +237,12 @@ def test_a_restarted_caller_finds_its_nodes_even_one_whose_starter_was_killed(
 ) -> None:
     one = rig()
     spec = one.spec("again")
-    killed = subprocess.run(
-        [
-            sys.executable, "-c",
-            "import os, sys; from pathlib import Path; from cloudfarm.raylayer.launcher import *\n"
-            "NodeLauncher(Path(sys.argv[1])).start(NodeSpec.from_json(sys.argv[2])); os.kill(os.getpid(), 9)",
-            str(one.home / "state"), spec.to_json(),
-        ],
-        env=farm.environ, timeout=60, check=False,
-    )  # fmt: skip
+    code = (
+        "import os, sys; from pathlib import Path; from cloudfarm.raylayer.launcher import *\n"
+        "NodeLauncher(Path(sys.argv[1])).start(NodeSpec.from_json(sys.argv[2])); os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", code, str(one.home / "state"), spec.to_json()]
+    killed = subprocess.run(command, env=farm.environ, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
     restarted = one.again()
     found = restarted.wait_up("again", 60)
@@ -262,7 +261,9 @@ def test_nodes_outlive_the_zygote_and_the_state_directory(rig: Callable[..., Rig
     (record,) = restarted.records()
     assert (record.name, record.pid, record.phase) == ("orphan", pid, "up")
     assert record.spec == one.spec("orphan")
-    assert (one.home / "state" / "nodes" / "orphan" / "spec.json").exists(), "it must outlive its processes too"
+    assert (one.home / "state" / "nodes" / "orphan" / "spec.json").exists(), (
+        "it must outlive its processes too"
+    )
     restarted.kill("orphan")
     one.assert_nothing_left("orphan")
     one.up(one.spec("next"))
@@ -308,9 +309,11 @@ def test_what_is_left_of_a_node_in_the_degraded_mode_is_found_without_its_init(
 def test_a_node_ends_as_one_when_its_raylet_dies(farm: Farm, rig: Callable[..., Rig], mode: str) -> None:
     one = rig(namespaces=(mode,), use_cgroups=False)
     pid = one.up(one.spec("dying"))
+    tag = f"dying-tag-{mode}-{os.getpid()}"
+    run_nasty(farm, "dying", tag, hidden=True)
     raylet = next(p for p in psutil.Process(pid).children() if p.name() == "raylet")
     raylet.kill()
-    wait_until(lambda: not one.left("dying"), 20)
+    wait_until(lambda: not one.left("dying") and not tagged(tag), 20)
     (record,) = one.launcher.records()
     assert (record.phase, record.reason) == ("exited", "the raylet was killed by SIGKILL")
     with pytest.raises(LauncherError) as refused:
@@ -365,7 +368,8 @@ def test_a_base_node_and_its_end_leave_lease_nodes_alone(farm: Farm, rig: Callab
         "    launcher = NodeLauncher(Path(state))\n"
         "    launcher.start(NodeSpec.from_json(spec))\n"
         "    return launcher.wait_up('leased', 60).pid\n"
-        "print(ray.get(start.options(runtime_env={{'env_vars': {{'PYTHONPATH': {path!r}}}}}).remote({state!r}, {spec!r})))\n"
+        "env = {{'env_vars': {{'PYTHONPATH': {path!r}}}}}\n"
+        "print(ray.get(start.options(runtime_env=env).remote({state!r}, {spec!r})))\n"
     ).format(
         address=ADDRESS, state=str(inner.home / "state"), spec=spec.to_json(), path=str(ROOT / "platform")
     )

@@ -27,7 +27,7 @@ from cloudfarm.training.bundle import read_bundle
 from cloudfarm.training.windpower import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 8
+EPOCHS = 6
 OPTIONS = ["--workers", "2", "--selection-start", "2015-05-10", "--validation-start", "2015-05-20"]
 DRIVER = """
 import json, os, runpy, sys
@@ -138,6 +138,23 @@ def outcome(data, tmp_path_factory):
 
 def summaries(said):
     return [json.loads(line) for line in said.splitlines() if line.startswith('{"validation_mae_kw"')]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--data", "/nowhere"], "is not a Parquet data set"),
+        (["--data", "{data}", "--validation-start", "2016-01-01"], "no whole window in the fitting period"),
+        (["--data", "{data}", "--epochs", "0"], "epochs"),
+    ],
+)
+def test_a_run_that_cannot_succeed_says_so_before_it_starts(data, options, says):
+    command = [sys.executable, "jobs/train_forecaster.py", *(option.format(data=data) for option in options)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("train_forecaster: ")
+    assert says in done.stderr
 
 
 def resumptions(said):

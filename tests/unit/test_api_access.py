@@ -1,7 +1,7 @@
 """Who may do what, over every route of the OpenAPI document.
 
-The tables come from the document, so that a new route is checked without anybody thinking of it; a route that needs
-a body must be given one in ``BODIES``, else it fails here.
+The tables come from the document, so that a new route is checked without anybody thinking of it; a route that
+needs a body must be given one in ``BODIES``, else it fails here.
 """
 
 import re
@@ -111,7 +111,10 @@ async def test_another_tenants_thing_is_answered_exactly_as_a_missing_one(door: 
         assert theirs.status_code == nothing.status_code == 404, (method, path, theirs.text)
         parameter = re.findall(r"{(\w+)}", path)[-1]
         name = PACKAGE if "/packages/" in path else things[parameter]
-        assert theirs.text.replace(there, asked).replace(name, missing[parameter]) == nothing.text, (method, path)
+        assert theirs.text.replace(there, asked).replace(name, missing[parameter]) == nothing.text, (
+            method,
+            path,
+        )
         assert set(theirs.headers) == set(nothing.headers)
         checked += 1
     assert checked >= 15
@@ -144,7 +147,15 @@ async def test_no_token(door: FrontDoor):
 
 @pytest.mark.parametrize(
     "header",
-    ["Bearer", "Bearer ", "Bearer wrong", "Basic Zm9vOmJhcg==", "cf_without_scheme", "Bearer " + "x" * 5000, "Bearer \xe9"],
+    [
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Basic Zm9vOmJhcg==",
+        "cf_without_scheme",
+        "Bearer " + "x" * 5000,
+        "Bearer \xe9",
+    ],
 )
 async def test_bad_tokens(door: FrontDoor, header):
     async with door.client() as client:
@@ -159,7 +170,9 @@ async def test_a_bad_header_is_not_made_good_by_a_cookie(door: FrontDoor):
 
 
 async def test_rays_own_header_is_taken(door: FrontDoor):
-    async with door.client(None, **{"X-Ray-Authorization": f"Bearer {door.tokens['alpha.member']}"}) as client:
+    async with door.client(
+        None, **{"X-Ray-Authorization": f"Bearer {door.tokens['alpha.member']}"}
+    ) as client:
         assert (await client.get("/api/version")).status_code == 200
 
 
@@ -208,7 +221,9 @@ async def test_another_tenant_named_in_a_query_or_body_does_not_exist(door: Fron
         assert_problem(theirs, 404, "not_found")
         assert theirs.text.replace("alpha", "nobody") == nobody.text
     for path, body in (("/v1/tokens", {"user": "eve", "role": "viewer"}), ("/v1/keys", {"user": "eve"})):
-        assert_problem(await door.call("beta.admin", "POST", path, json={**body, "tenant": "alpha"}), 404, "not_found")
+        assert_problem(
+            await door.call("beta.admin", "POST", path, json={**body, "tenant": "alpha"}), 404, "not_found"
+        )
 
 
 async def test_another_tenants_lease_named_by_a_job_does_not_exist(door: FrontDoor):
@@ -220,7 +235,9 @@ async def test_another_tenants_lease_named_by_a_job_does_not_exist(door: FrontDo
         texts = []
         for name in (lease["id"], "ours", "lnothing1"):
             filled = {key: {"lease": name} for key in fields}
-            answer = await door.call("beta.member", "POST", "/api/jobs/", json={"entrypoint": "true", **filled})
+            answer = await door.call(
+                "beta.member", "POST", "/api/jobs/", json={"entrypoint": "true", **filled}
+            )
             assert_problem(answer, 404, "not_found")
             texts.append(answer.text.replace(name, "?"))
         assert len(set(texts)) == 1

@@ -84,7 +84,9 @@ async def test_body_at_the_limit_is_read(door: FrontDoor):
     assert_problem(answer, 422, "invalid_input")
 
 
-async def test_unexpected_exception_shows_nothing_and_is_logged_with_its_incident(door: FrontDoor, monkeypatch, caplog):
+async def test_unexpected_exception_shows_nothing_and_is_logged_with_its_incident(
+    door: FrontDoor, monkeypatch, caplog
+):
     def broken(*_, **__):
         raise RuntimeError("password=hunter2")
 

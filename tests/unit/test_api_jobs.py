@@ -1,4 +1,4 @@
-"""Ray's Jobs API: answers that Ray's own classes can read, waiting jobs that say why, logs from start to end."""
+"""Ray's Jobs API: answers that Ray's own classes read, waiting jobs that say why, logs from start to end."""
 
 import pytest
 from ray.dashboard.modules.job.common import (
@@ -91,7 +91,9 @@ async def test_entrypoint_memory_is_the_least_a_slice_has(door: FrontDoor):
 
 async def test_an_id_is_used_once(door: FrontDoor):
     await door.submit(submission_id="once")
-    answer = await door.call("alpha.member", "POST", "/api/jobs/", json={"entrypoint": "x", "submission_id": "once"})
+    answer = await door.call(
+        "alpha.member", "POST", "/api/jobs/", json={"entrypoint": "x", "submission_id": "once"}
+    )
     assert_problem(answer, 409, "already_exists")
     async with door.store.begin(write=False) as uow:
         assert len(await uow.leases.list()) == 1  # the second one's lease was not left behind
@@ -122,8 +124,14 @@ async def test_job_in_a_lease_that_is_over_or_not_to_share(door: FrontDoor):
     other = await door.job(await door.submit(submission_id="other"))
     released = await door.lease()
     await door.call("alpha.member", "DELETE", f"/v1/leases/{released['id']}")
-    for name, says in ((lease["id"], "has ended"), (other.lease_id, "was made for"), (released["id"], "is ending")):
-        answer = await door.call("alpha.member", "POST", "/api/jobs/", json={"entrypoint": "x", "metadata": {"lease": name}})
+    for name, says in (
+        (lease["id"], "has ended"),
+        (other.lease_id, "was made for"),
+        (released["id"], "is ending"),
+    ):
+        answer = await door.call(
+            "alpha.member", "POST", "/api/jobs/", json={"entrypoint": "x", "metadata": {"lease": name}}
+        )
         assert says in assert_problem(answer, 409, "conflict")["detail"]
 
 
@@ -138,7 +146,9 @@ async def test_a_waiting_job_says_why(door: FrontDoor):
 
 
 async def test_details_are_rays(door: FrontDoor):
-    await door.submit(submission_id="train-1", metadata={"note": "mine"}, runtime_env={"env_vars": {"A": "1"}})
+    await door.submit(
+        submission_id="train-1", metadata={"note": "mine"}, runtime_env={"env_vars": {"A": "1"}}
+    )
     door.clock.advance(1000)
     await door.move_job("train-1", JobStatus.RUNNING)
     await door.move_job("train-1", JobStatus.SUCCEEDED, log="done\n")
@@ -189,7 +199,9 @@ async def test_logs(door: FrontDoor):
     await door.submit(submission_id="train-1")
 
     async def log() -> str:
-        return JobLogsResponse(**(await door.call("alpha.viewer", "GET", "/api/jobs/train-1/logs")).json()).logs
+        return JobLogsResponse(
+            **(await door.call("alpha.viewer", "GET", "/api/jobs/train-1/logs")).json()
+        ).logs
 
     assert await log() == ""
     await door.move_job("train-1", JobStatus.RUNNING)
@@ -216,7 +228,9 @@ async def test_tail_from_the_queue_to_the_end(door: FrontDoor):
     lease_id = (await door.job("train-1")).lease_id
     async with tail(door, "train-1") as socket:
         assert (await socket.receive())["type"] == "websocket.accept"
-        assert (await socket.receive())["text"] == f"cloudfarm: waits for lease {lease_id} (0.5 GPU): queued\n"
+        assert (await socket.receive())[
+            "text"
+        ] == f"cloudfarm: waits for lease {lease_id} (0.5 GPU): queued\n"
         await door.say(lease_id, "place 1 in the queue")
         assert "place 1 in the queue\n" in (await socket.receive())["text"]
         await door.start_lease(lease_id)

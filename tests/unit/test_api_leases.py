@@ -141,7 +141,9 @@ async def test_a_farm_without_hosts_asks_for_patience(tmp_path):
 async def test_too_many_waiting(tmp_path):
     async with open_front_door(tmp_path, max_waiting=1) as door:
         lease = await door.lease()
-        assert_problem(await door.call("alpha.member", "POST", "/v1/leases", json={"gpus": "1"}), 429, "too_many")
+        assert_problem(
+            await door.call("alpha.member", "POST", "/v1/leases", json={"gpus": "1"}), 429, "too_many"
+        )
         await door.start_lease(lease["id"])
         await door.lease()
 
@@ -194,9 +196,14 @@ async def test_release(door: FrontDoor):
     lease = await door.lease()
     url = f"/v1/leases/{lease['id']}"
     released = (await door.call("alpha.member", "DELETE", url)).json()
-    assert (released["status"], released["target"]) == ("WAITING", "END")  # only the steward changes the status
+    assert (released["status"], released["target"]) == (
+        "WAITING",
+        "END",
+    )  # only the steward changes the status
     assert (await door.call("alpha.member", "DELETE", url)).status_code == 200
-    assert_problem(await door.call("alpha.member", "POST", f"{url}/extend", json={"hours": 1}), 409, "conflict")
+    assert_problem(
+        await door.call("alpha.member", "POST", f"{url}/extend", json={"hours": 1}), 409, "conflict"
+    )
 
 
 async def test_release_of_what_has_ended(door: FrontDoor):

@@ -88,7 +88,9 @@ async def test_names_that_are_no_names(door: FrontDoor, name):
 async def test_only_the_protocol_that_clients_upload_to(door: FrontDoor):
     for protocol in ("s3", "file", "https", "local"):
         assert_problem(await put(door, b"x", f"/api/packages/{protocol}/{NAME}"), 422, "invalid_input")
-        assert_problem(await door.call("alpha.viewer", "GET", f"/api/packages/{protocol}/{NAME}"), 404, "not_found")
+        assert_problem(
+            await door.call("alpha.viewer", "GET", f"/api/packages/{protocol}/{NAME}"), 404, "not_found"
+        )
 
 
 async def test_a_job_may_use_only_what_its_tenant_uploaded(door: FrontDoor):

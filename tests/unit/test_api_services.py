@@ -74,7 +74,12 @@ async def test_a_model_of_an_unknown_kind(door: FrontDoor):
     async with door.store.begin() as uow:
         for name, manifest in (("odd", {"kind": "os:system"}), ("blank", {}), ("wrong", {"kind": ["x"]})):
             await uow.models.register(
-                tenant="alpha", name=name, uri="/x", job_id=None, manifest=manifest, now_ms=door.clock.now_ms()
+                tenant="alpha",
+                name=name,
+                uri="/x",
+                job_id=None,
+                manifest=manifest,
+                now_ms=door.clock.now_ms(),
             )
         await uow.commit()
     for name in ("odd", "blank", "wrong"):
@@ -96,7 +101,9 @@ async def test_delete(door: FrontDoor):
         answer = await door.call("alpha.member", "DELETE", "/v1/services/wind")
         assert (answer.status_code, answer.json()["target"]) == (202, "END")
     assert_problem(await deploy(door, replace=True), 409, "conflict")
-    assert (await door.call("alpha.viewer", "GET", "/v1/services/wind")).json()["message"] == "is being deleted"
+    assert (await door.call("alpha.viewer", "GET", "/v1/services/wind")).json()[
+        "message"
+    ] == "is being deleted"
 
 
 async def test_predict_by_token_and_by_key(door: FrontDoor):
@@ -128,7 +135,9 @@ async def test_a_key_may_name_its_services(door: FrontDoor):
     assert refused.text.replace("wind", "none") == missing.text
 
 
-@pytest.mark.parametrize("body", ["[]", "1", '"x"', "null", '{"x": NaN}', '{"x": Infinity}', r'{"x": "\u0000"}', "{", ""])
+@pytest.mark.parametrize(
+    "body", ["[]", "1", '"x"', "null", '{"x": NaN}', '{"x": Infinity}', r'{"x": "\u0000"}', "{", ""]
+)
 async def test_payloads_that_are_none(door: FrontDoor, body):
     await deploy(door)
     await door.start_service("wind")
@@ -145,14 +154,18 @@ async def test_what_the_service_says_is_passed_on(door: FrontDoor):
     answer = await door.call("alpha.key", "POST", "/v1/services/wind/predict", json={})
     assert assert_problem(answer, 422, "invalid_input")["detail"] == "observations: too few"
     door.inference.refusal, door.inference.down = "", True
-    assert_problem(await door.call("alpha.key", "POST", "/v1/services/wind/predict", json={}), 503, "unavailable")
+    assert_problem(
+        await door.call("alpha.key", "POST", "/v1/services/wind/predict", json={}), 503, "unavailable"
+    )
 
 
 async def test_a_deleted_service_answers_no_more(door: FrontDoor):
     await deploy(door)
     await door.start_service("wind")
     await door.call("alpha.member", "DELETE", "/v1/services/wind")
-    assert_problem(await door.call("alpha.key", "POST", "/v1/services/wind/predict", json={}), 503, "unavailable")
+    assert_problem(
+        await door.call("alpha.key", "POST", "/v1/services/wind/predict", json={}), 503, "unavailable"
+    )
 
 
 async def test_a_services_lease_is_ended_by_deleting_the_service(door: FrontDoor):

@@ -44,7 +44,9 @@ async def test_create_change_and_close_a_tenant(door: FrontDoor):
 
 async def test_a_closed_tenants_tokens_stop_working(door: FrontDoor):
     lease = await door.lease()
-    assert_problem(await door.call("operator", "PATCH", "/v1/tenants/alpha", json={"closed": True}), 409, "conflict")
+    assert_problem(
+        await door.call("operator", "PATCH", "/v1/tenants/alpha", json={"closed": True}), 409, "conflict"
+    )
     await door.start_lease(lease["id"])
     await door.end_lease(lease["id"])
     assert (await door.call("operator", "PATCH", "/v1/tenants/alpha", json={"closed": True})).json()["closed"]
@@ -93,7 +95,9 @@ async def test_a_token_is_shown_once_and_stored_hashed(door: FrontDoor):
 
 
 async def test_a_token_expires(door: FrontDoor):
-    made = await door.call("alpha.admin", "POST", "/v1/tokens", json={"user": "eve", "role": "viewer", "hours": 2})
+    made = await door.call(
+        "alpha.admin", "POST", "/v1/tokens", json={"user": "eve", "role": "viewer", "hours": 2}
+    )
     secret = made.json()["secret"]
     door.clock.advance(2 * HOUR_MS - 1)
     assert await status_with(door, secret) == 200
@@ -102,7 +106,9 @@ async def test_a_token_expires(door: FrontDoor):
 
 
 async def test_a_token_is_revoked_at_once_and_for_good(door: FrontDoor):
-    made = (await door.call("alpha.admin", "POST", "/v1/tokens", json={"user": "eve", "role": "viewer"})).json()
+    made = (
+        await door.call("alpha.admin", "POST", "/v1/tokens", json={"user": "eve", "role": "viewer"})
+    ).json()
     for _ in range(2):
         assert (await door.call("alpha.admin", "DELETE", f"/v1/tokens/{made['id']}")).status_code == 204
     assert await status_with(door, made["secret"]) == 401
@@ -132,14 +138,18 @@ async def test_who_may_issue_what(door: FrontDoor):
 
 
 async def test_keys_and_tokens_are_apart(door: FrontDoor):
-    made = await door.call("alpha.admin", "POST", "/v1/keys", json={"user": "robot", "services": ["wind", "wind"]})
+    made = await door.call(
+        "alpha.admin", "POST", "/v1/keys", json={"user": "robot", "services": ["wind", "wind"]}
+    )
     assert made.json()["secret"].startswith("cfk_")
     assert made.json()["services"] == ["wind"]
     key_id = made.json()["id"]
     assert_problem(await door.call("alpha.admin", "DELETE", f"/v1/tokens/{key_id}"), 404, "not_found")
     assert (await door.call("alpha.admin", "DELETE", f"/v1/keys/{key_id}")).status_code == 204
     assert key_id not in {each["id"] for each in (await door.call("alpha.admin", "GET", "/v1/tokens")).json()}
-    assert_problem(await door.call("operator", "POST", "/v1/keys", json={"user": "robot"}), 422, "invalid_input")
+    assert_problem(
+        await door.call("operator", "POST", "/v1/keys", json={"user": "robot"}), 422, "invalid_input"
+    )
     body = {"user": "robot", "services": ["../x"]}
     assert_problem(await door.call("alpha.admin", "POST", "/v1/keys", json=body), 422, "invalid_input")
 
@@ -153,7 +163,12 @@ async def test_a_session_is_a_cookie_that_pages_cannot_read_and_other_sites_cann
     async with door.client(None, Cookie=cookie.split(";")[0]) as client:
         assert (await client.get("/v1/whoami")).json()["user"] == "member-of-alpha"
         body = {"gpus": "0.5"}
-        for origin in ({}, {"Origin": "https://evil.example"}, {"Origin": "http://farm.test:9999"}, {"Origin": "null"}):
+        for origin in (
+            {},
+            {"Origin": "https://evil.example"},
+            {"Origin": "http://farm.test:9999"},
+            {"Origin": "null"},
+        ):
             assert_problem(await client.post("/v1/leases", json=body, headers=origin), 403, "forbidden")
         answer = await client.post("/v1/leases", json=body, headers={"Origin": "http://farm.test"})
         assert answer.status_code == 201

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cloudfarm.raylayer.launcher.cgroups import Cgroup, Hierarchies, names
 
 V1 = ("cpu", "memory", "pids", "cpuacct", "freezer")

@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+
 from cloudfarm.raylayer.launcher import procs, state
 from cloudfarm.raylayer.launcher.procs import Proc
 
-STAT = "{pid} ({comm}) {state} {ppid} 7 7 0 -1 4194560 1 2 0 0 5 6 1 2 20 0 1 0 {start} 1000 20 18446744073709551615"
+STAT = "{pid} ({comm}) {state} {ppid} 7 7 0 -1 4194560 1 2 0 0 5 6 1 2 20 0 1 0 {start} 1000 20 99"
 
 
 def add(root: Path, pid: int, ppid: int = 1, comm: str = "x", st: str = "S", **files: bytes) -> None:

@@ -3,16 +3,17 @@ import pickle
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cloudfarm.errors import CloudfarmError
 from cloudfarm.raylayer.launcher import LauncherError, NodeSpec
 from cloudfarm.raylayer.launcher.spec import MIN_PORTS
-from hypothesis import given
-from hypothesis import strategies as st
 
 SPEC = NodeSpec(
     name="l7k2-0", gcs_address="127.0.0.1:6379", node_ip="127.0.0.1", cpus=2, gpus=1, memory_bytes=1 << 30,
     object_store_bytes=1 << 27, labels={"lease": "l7k2", "host": "h0"}, env={"CUDA_VISIBLE_DEVICES": "3"},
-    temp_dir="/tmp/cf/l7k2-0", worker_ports=(21000, 21039),
+    temp_dir="/var/cf/l7k2-0", worker_ports=(21000, 21039),
 )  # fmt: skip
 texts = st.text(max_size=20)
 
@@ -63,7 +64,7 @@ def test_a_good_spec_is_valid() -> None:
         ({"memory_bytes": -1}, "negative"),
         ({"object_store_bytes": 0}, "object_store_bytes"),
         ({"temp_dir": "relative"}, "absolute"),
-        ({"temp_dir": "/tmp/" + "x" * 36}, "107"),
+        ({"temp_dir": "/var/" + "x" * 36}, "107"),
         ({"worker_ports": (80, 200)}, "1024"),
         ({"worker_ports": (21000, 20999)}, "1024"),
         ({"worker_ports": (65000, 70000)}, "1024"),

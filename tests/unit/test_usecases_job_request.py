@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ray.runtime_env import RuntimeEnv
 
 from cloudfarm.errors import ForbiddenKeyError, InvalidInputError
 from cloudfarm.usecases.job_request import JobRequest, read_job_request
@@ -59,14 +60,19 @@ def test_an_unknown_runtime_env_key_would_be_a_plugin():
 
 def test_every_field_of_rays_runtime_env_is_decided():
     """A new Ray may bring new keys: somebody has to look at each before jobs may use it."""
-    from ray.runtime_env import RuntimeEnv
-
     assert set(RuntimeEnv.known_fields) <= set(ALLOWED_KEYS) | set(REFUSED_KEYS)
 
 
 @pytest.mark.parametrize(
     "name",
-    [*REFUSED_ENV, "CLOUDFARM_LEASE", "CUDA_MPS_PIPE_DIRECTORY", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR"],
+    [
+        *REFUSED_ENV,
+        "CLOUDFARM_LEASE",
+        "CUDA_MPS_PIPE_DIRECTORY",
+        "RAY_ADDRESS",
+        "RAY_AUTH_TOKEN",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    ],
 )
 def test_refused_environment_variables(name):
     with pytest.raises(ForbiddenKeyError, match=f"'{name}' is not allowed here: .{{10,}}"):

@@ -31,7 +31,8 @@ def create_app(context: ApiContext) -> FastAPI:
 def create_app_opening(settings: Settings, open_context: Callable[[], Awaitable[ApiContext]]) -> FastAPI:
     """Return a front door that opens its parts when the server starts, in the server's own event loop.
 
-    A Serve replica builds its application outside of any event loop, and a store belongs to the loop that opened it.
+    A Serve replica builds its application outside of any event loop, and a store belongs to the loop that
+    opened it.
     """
 
     @asynccontextmanager
@@ -52,11 +53,11 @@ def _assemble(
 ) -> FastAPI:
     app = FastAPI(
         title="Cloudfarm",
-        description="The front door of a Cloudfarm: Ray's Jobs API, the tenant API, and the services' gateway.",
+        description="The front door of a Cloudfarm: Ray's Jobs API, the tenant API, the services' gateway.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # the documentation pages would load scripts from other hosts
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would make clients send their token once more, to wherever it points
+        redirect_slashes=False,  # a redirect would make clients send their token again, wherever it points
         lifespan=lifespan,
     )
     install_handlers(app)

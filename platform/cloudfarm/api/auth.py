@@ -1,7 +1,7 @@
 """Finds the secret in a request and says who it is.
 
-Each kind of caller is a dependency that returns the principal, so a route that forgot to ask who calls would be
-missing an argument. Role and ownership are checked again by the use case.
+Each kind of caller is a dependency that returns the principal, so a route that forgot to ask who calls would
+be missing an argument. Role and ownership are checked again by the use case.
 """
 
 from typing import Annotated
@@ -23,8 +23,8 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 async def get_caller(connection: HTTPConnection, context: Context) -> Principal:
     """Return who calls, by token or key.
 
-    The secret comes in ``Authorization``, in Ray's own ``X-Ray-Authorization`` (for clients behind a proxy that uses
-    the first for itself), or in the session cookie that browsers get.
+    The secret comes in ``Authorization``, in Ray's own ``X-Ray-Authorization`` (for clients behind a proxy
+    that uses the first for itself), or in the session cookie that browsers get.
     """
     secret = bearer_of(connection)
     if secret is None and (secret := connection.cookies.get(COOKIE)) is not None:
@@ -33,7 +33,7 @@ async def get_caller(connection: HTTPConnection, context: Context) -> Principal:
 
 
 def bearer_of(connection: HTTPConnection) -> str | None:
-    """Return the secret from the headers; None if there is no such header, empty if it holds something else."""
+    """Return the secret from the headers; None without such a header, empty if it holds something else."""
     for header in ("authorization", "x-ray-authorization"):
         if header in connection.headers:
             scheme, _, secret = connection.headers[header].partition(" ")
@@ -65,8 +65,8 @@ Operator = Annotated[Principal, Depends(_Needs(Role.OPERATOR))]
 
 
 def _refuse_foreign_pages(connection: HTTPConnection) -> None:
-    # SameSite=Strict stops other sites, but another port of this host is the same site, and a tenant may run a web
-    # page there. WebSockets count as unsafe: browsers open them across origins without asking.
+    # SameSite=Strict stops other sites, but another port of this host is the same site, and a tenant may run
+    # a web page there. WebSockets count as unsafe: browsers open them across origins without asking.
     method = connection.scope.get("method", "WEBSOCKET")
     origin = connection.headers.get("origin", "")
     if method not in _SAFE_METHODS and urlsplit(origin).netloc != connection.headers.get("host"):

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 MAX_DRAIN_BYTES = 512 * 1024**2
 """How much of a body that is too large is read and thrown away, so that the client sees the answer.
 
-A client that is still sending when the connection closes reports a broken connection and not the reason. Ray's own
-client refuses to send more than this.
+A client that is still sending when the connection closes reports a broken connection and not the reason.
+Ray's own client refuses to send more than this.
 """
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -31,7 +31,7 @@ SECURITY_HEADERS = {
 
 
 class Boundary:
-    """The outermost layer: security headers, HEAD, and an answer without internals for whatever went wrong inside."""
+    """The outermost layer: security headers, HEAD, and an answer without internals to what went wrong."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -74,7 +74,7 @@ class Boundary:
 
 
 class BodyLimit:
-    """Reads each body up to a limit before anything else looks at it, whether or not its length was announced.
+    """Reads each body up to a limit before anything else looks at it, its length announced or not.
 
     Uploads that are streamed have their own limit and are passed through.
     """

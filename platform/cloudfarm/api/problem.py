@@ -1,8 +1,8 @@
 """The one shape of errors: RFC 9457 problem bodies, made from the one error root.
 
-``{"type": "urn:cloudfarm:error:<code>", "title", "status", "detail", "code", "instance", ...}``; members after these
-are the error's own data. Ray's clients print the whole text of an answer, so routes below ``/api/`` answer with the
-sentence alone, ``<detail> (<code>)``, unless JSON is asked for.
+``{"type": "urn:cloudfarm:error:<code>", "title", "status", "detail", "code", "instance", ...}``; further
+members are the error's own data. Ray's clients print the whole text of an answer, so routes below ``/api/``
+answer with the sentence alone, ``<detail> (<code>)``, unless JSON is asked for.
 """
 
 import json

@@ -16,7 +16,7 @@ from cloudfarm.usecases.services import ServiceView
 HOUR_MS = 3_600_000
 
 Quantity = StrictStr | StrictInt | StrictFloat
-"""A number, or text that the farm reads as one (``"2x0.5"``, ``"4GiB"``). Strict, so that ``true`` is not 1."""
+"""A number, or text that is read as one (``"2x0.5"``, ``"4GiB"``). Strict, so that ``true`` is not 1."""
 JsonBody = Annotated[Any, FromBody()]
 """A body that the use case reads itself."""
 Limit = Annotated[int, Query(ge=1, le=1000)]

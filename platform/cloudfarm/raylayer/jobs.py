@@ -114,7 +114,12 @@ class RayLogs:
         """
         url = f"ws://{urlsplit(self._http.base_url).netloc}/api/jobs/{quote(job.ray_id)}/logs/tail"
         try:
-            async with websockets.connect(url, additional_headers=self._http.headers, max_size=None) as socket:
+            async with websockets.connect(
+                url,
+                additional_headers=self._http.headers,
+                max_size=None,
+                ping_interval=None,  # on loopback a dead peer closes; a busy one must not be taken for dead
+            ) as socket:
                 async for text in socket:
                     yield text if isinstance(text, str) else text.decode(errors="replace")
         except (websockets.WebSocketException, OSError) as error:

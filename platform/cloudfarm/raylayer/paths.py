@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,7 @@ class FarmPaths:
         made for systems with nagging firewalls keeps it.
         """
         env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",  # a job's `python` is ours
             "RAY_ADDRESS": gcs_address,  # else some of Ray's helpers look for any cluster on the machine
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file),

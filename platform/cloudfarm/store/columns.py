@@ -19,14 +19,14 @@ E = TypeVar("E", bound=StrEnum)
 
 
 class Words(TypeDecorator[str]):
-    """Text, cleaned of what a database cannot hold, and ordered by its bytes everywhere, as Python orders it."""
+    """Text, cleaned of what a database cannot hold, and ordered by its bytes, as Python orders it."""
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
-        """Return the database's type: PostgreSQL would order by its locale, in which a hyphen counts for nothing."""
-        return dialect.type_descriptor(Text(collation="C" if dialect.name == "postgresql" else None))
+        """Return the database's type; PostgreSQL would order by its locale, where a hyphen counts for nothing."""
+        return Text(collation="C" if dialect.name == "postgresql" else None)
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
         """Return what is stored."""

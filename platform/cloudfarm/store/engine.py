@@ -1,15 +1,18 @@
 """Connections: which driver, which settings, and why."""
 
+from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from cloudfarm.errors import InvalidInputError
+from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.store.schema import check_revision
 from cloudfarm.store.unit_of_work import SqlUnitOfWork
 
+CONNECT_S = 10
+"""How long a server may take to answer at first."""
 WAIT_S = 10
 """How long a statement waits for another's lock."""
 IDLE_S = 15
@@ -73,9 +76,14 @@ def make_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
 
     Raises:
         InvalidInputError: if the URL is not one of a database that the farm can use.
+        UnavailableError: if there is no folder for the file.
     """
     parsed = read_url(url)
     if parsed.get_backend_name() == "sqlite":
+        folder = Path(parsed.database or "").absolute().parent
+        if not folder.is_dir():
+            # Found out here: when SQLite itself cannot open its file, the driver's thread may outlive the event loop.
+            raise UnavailableError(f"there is no folder {folder} for the database")
         # One connection for writing: SQLite has one writer at a time anyway, and the pool's queue is fair and wakes
         # the next at once, where SQLite's busy handler sleeps and tries again.
         return _sqlite(parsed, begin="BEGIN IMMEDIATE", size=1), _sqlite(parsed, begin="BEGIN", size=READERS)
@@ -142,7 +150,7 @@ def _sqlite(url: URL, *, begin: str, size: int) -> AsyncEngine:
 
 def _asyncpg_arguments(url: URL) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "timeout": WAIT_S,
+        "timeout": CONNECT_S,
         "command_timeout": ANSWER_S,
         "server_settings": {
             "application_name": "cloudfarm",

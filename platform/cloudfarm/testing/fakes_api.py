@@ -1,4 +1,4 @@
-"""What the front door talks to besides the store, in memory and with knobs: logs, services, the steward's bell."""
+"""What the front door talks to besides the store, with knobs: logs, services, the steward's bell."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +19,8 @@ class FakeLiveLogs:
     """Refuse everything."""
     open_tails: int = 0
     """How many tails are being read now."""
+    tails: int = 0
+    """How many were ever begun."""
     _pieces: dict[str, list[str]] = field(default_factory=dict)
     _closed: set[str] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -26,6 +28,7 @@ class FakeLiveLogs:
     async def tail(self, job: Job) -> AsyncIterator[str]:
         """Yield what is written until the test closes the log."""
         self.open_tails += 1
+        self.tails += 1
         try:
             at = 0
             while True:
@@ -81,6 +84,7 @@ class FakeInference:
 
     async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
         """Return the payload, as the knobs have it."""
+        assert timeout_s > 0  # noqa: S101 - a caller that would wait for nothing or for ever
         if self.down:
             raise UnavailableError("no replica answers just now")
         if self.refusal:

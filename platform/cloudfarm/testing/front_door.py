@@ -1,4 +1,4 @@
-"""The whole front door in memory: two tenants with a token for each role, and what a steward would do, by hand."""
+"""The front door in memory: two tenants with a token for each role, and what a steward would do, by hand."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +32,8 @@ BASE_URL = "http://farm.test"
 class FrontDoor:
     """A front door with its parts at hand.
 
-    ``tokens`` has ``operator``, and for each tenant ``<tenant>.admin``, ``.member``, ``.viewer`` and ``.key``.
+    ``tokens`` has ``operator``, and for each tenant ``<tenant>.admin``, ``.member``, ``.viewer`` and
+    ``.key``.
     """
 
     context: ApiContext

@@ -3,22 +3,25 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from fastapi import FastAPI
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """Check an error's answer and return its body. This is the whole specification of errors:
+    """Check an error's answer and return its body. This is the specification of errors.
 
     - The media type is ``application/problem+json`` and the body is RFC 9457's object.
-    - ``type`` is ``urn:cloudfarm:error:<code>``, ``title`` is fixed for the code, ``status`` repeats the HTTP status,
-      ``detail`` is one sentence for a person, ``code`` is for programs, ``instance`` is the path that was asked for.
+    - ``type`` is ``urn:cloudfarm:error:<code>``, ``title`` is fixed for the code, ``status`` repeats the HTTP
+    status,
+      ``detail`` is one sentence for a person, ``code`` is for programs, ``instance`` is the path that was
+      asked for.
     - Further members are the error's own data.
     - ``X-Cloudfarm-Error`` repeats the code; 401 says how to authenticate; 429 and 503 say when to retry.
     - Nothing is to be cached, and neither a traceback nor the name of a module is shown.
-    - Below ``/api/`` the same is answered as plain text ``<detail> (<code>)``, unless ``Accept`` asks for JSON, since
+    - Below ``/api/`` the same is answered as plain text ``<detail> (<code>)``, unless ``Accept`` asks for
+    JSON, since
       Ray's clients print the text of whatever they get.
     """
     assert answer.status_code == status, f"{answer.status_code} {answer.text}"  # noqa: S101 - an assertion is its job
@@ -65,7 +68,7 @@ class FakeWebSocket:
         self._from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "FakeWebSocket":
+    async def __aenter__(self) -> Self:
         """Connect."""
         self._to_app.put_nowait({"type": "websocket.connect"})
         self._task = asyncio.create_task(

@@ -206,7 +206,7 @@ def train(settings: dict[str, Any]) -> None:
 
 
 def publish_best(
-    result: ray.train.Result, config: TrainingConfig, outbox: str | None = None
+    result: ray.train.Result, config: TrainingConfig, split: Split, outbox: str | None = None
 ) -> dict[str, Any]:
     """Publish the checkpoint with the least ``selection_mae_kw`` of a finished run and return its summary.
 
@@ -217,8 +217,7 @@ def publish_best(
     checkpoint, figures = min(result.best_checkpoints or [], key=lambda pair: pair[1]["selection_mae_kw"])
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / _STATE, map_location="cpu", weights_only=True)
-    series = windows.load(config.data, config.turbines)
-    ends = series.window_ends(config.lookback, config.horizon, config.periods()[2])
+    series, ends = split.series, split.validation
     example = int(ends[np.argmax(series.channels[ends, 0] > np.median(series.channels[ends, 0]))])
     where = publish_model(
         config.model_name,

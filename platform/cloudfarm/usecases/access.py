@@ -67,11 +67,12 @@ class Principal:
         if self.kind is CredentialKind.KEY:
             raise ForbiddenError("an API key may call services and nothing else; use a token")
         if not self.role.allows(role):
-            # Ray's client adds that the token must be wrong to whatever 403 it gets; so say first that it is not.
+            # Ray's client adds to any 403 that the token must be wrong; so say first that it is not.
             raise ForbiddenError(f"the token is good, but its role is {self.role} and this needs {role}")
 
     def scope(self, tenant: str | None) -> str | None:
-        """Return the tenant whose things are meant: the principal's own, or for an operator the one asked for (or all).
+        """Return the tenant whose things are meant: the principal's own; for an operator the one named, or
+        all.
 
         Raises:
             NotFoundError: if a tenant's principal asks for another tenant.
@@ -98,7 +99,7 @@ def missing(what: str, name: str) -> NotFoundError:
 
 
 def is_identifier(text: str) -> bool:
-    """Whether the text could be the name of anything stored (anything else must not even reach the database)."""
+    """Whether the text could be the name of anything stored; nothing else may even reach the database."""
     return _IDENTIFIER.fullmatch(text) is not None
 
 
@@ -121,8 +122,8 @@ async def owned(get: Callable[[str], Awaitable[O]], name: str, principal: Princi
 async def in_unit(store: Store, work: Callable[[UnitOfWork], Awaitable[T]]) -> T:
     """Run ``work`` in one transaction and keep what it did.
 
-    The steward updates the same records all the time, so a stale version is read again and retried rather than
-    reported to somebody who could only do the same.
+    The steward updates the same records all the time, so a stale version is read again and retried rather
+    than reported to somebody who could only do the same.
 
     Raises:
         StaleError: if the record kept changing.

@@ -109,8 +109,8 @@ async def check_ask(uow: UnitOfWork, settings: Settings, tenant_id: str, ask: As
         )
         model = f" {ask.gpu_model}" if ask.gpu_model else ""
         raise ImpossibleShapeError(
-            f"{ask.shape}{model} GPU with {ask.cpus} CPUs and {ask.memory_bytes / GIB:.3g} GiB a slice can never be "
-            f"placed here, not even on the empty farm ({offers})",
+            f"{ask.shape}{model} GPU with {ask.cpus} CPUs and {ask.memory_bytes / GIB:.3g} GiB a slice "
+            f"can never be placed here, not even on the empty farm ({offers})",
         )
     waiting = sum(
         lease.status is LeaseStatus.WAITING

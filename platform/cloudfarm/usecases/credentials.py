@@ -43,7 +43,8 @@ async def issue_token(
 ) -> tuple[Credential, str]:
     """Issue a token and return it with its secret, which nobody can ever see again.
 
-    A tenant's admin issues tokens of the own tenant; an operator those of any tenant, and operators' (tenant None).
+    A tenant's admin issues tokens of the own tenant; an operator those of any tenant, and operators' (no
+    tenant).
     """
     principal.need(Role.ADMIN)
     owner = principal.scope(tenant)
@@ -73,7 +74,7 @@ async def issue_key(
     tenant: str | None = None,
     hours: str | float | None = None,
 ) -> tuple[Credential, str]:
-    """Issue an API key for the named services of a tenant (none named: all), and return it with its secret."""
+    """Issue an API key for the named services of a tenant (none: for all), and return it with its secret."""
     principal.need(Role.ADMIN)
     owner = principal.scope(tenant)
     if owner is None:
@@ -103,7 +104,7 @@ async def list_credentials(
     *,
     tenant: str | None = None,
 ) -> Sequence[Credential]:
-    """Return the tenant's credentials of a kind, newest first; an operator who names no tenant gets the operators'."""
+    """Return a tenant's credentials of a kind, newest first; the operators' to an operator who names none."""
     principal.need(Role.ADMIN)
     owner = principal.scope(tenant)
     async with store.begin(write=False) as uow:

@@ -1,4 +1,4 @@
-"""Reads what Ray's own client sends to submit a job (``JobSubmitRequest``) and refuses what could never be right."""
+"""Reads what Ray's own client sends to submit a job (``JobSubmitRequest``); refuses what cannot be right."""
 
 import re
 from collections.abc import Mapping
@@ -168,7 +168,7 @@ def _resources(values: Mapping[str, Any]) -> dict[str, float]:
     for name, amount in values.items():
         if "_group_" in name:
             raise ForbiddenKeyError(
-                f"entrypoint_resources: {quoted(name)} reaches into a placement group, possibly another tenant's",
+                f"entrypoint_resources: {quoted(name)} reaches into a placement group, perhaps of others",
                 key=name[:80],
             )
         if name.startswith("node:"):

@@ -200,10 +200,10 @@ def _job_of(
     *,
     owns_lease: bool,
 ) -> Job:
-    # The entrypoint's CPUs, GPUs and memory made the lease. They are not passed on: Ray would set them aside for the
-    # driver alone, and the job's own tasks would wait for ever for what is left of a slice.
-    # The selector has the lease in it although whoever submits to Ray adds it as well: no order of merging the two
-    # may lead out of the lease.
+    # The entrypoint's CPUs, GPUs and memory made the lease. They are not passed on: Ray would set them aside
+    # for the driver alone, and the job's own tasks would wait for ever for what is left of a slice. The
+    # selector has the lease in it although whoever submits to Ray adds it as well: no order of merging the
+    # two may lead out of the lease.
     resources: dict[str, Any] = {}
     if request.resources:
         resources["entrypoint_resources"] = dict(request.resources)

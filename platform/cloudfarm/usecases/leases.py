@@ -31,7 +31,7 @@ async def request_lease(
     """Queue a lease that its owner holds by hand.
 
     Raises:
-        LimitExceededError, ImpossibleShapeError, TooManyError: see :func:`~cloudfarm.usecases.asks.check_ask`.
+        LimitExceededError, ImpossibleShapeError, TooManyError: see ``asks.check_ask``.
         AlreadyExistsError: if an open lease of the tenant has the name.
     """
     principal.need(Role.MEMBER)

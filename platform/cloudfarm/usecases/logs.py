@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from typing import cast
 
 from cloudfarm.domain.status import JobStatus
 from cloudfarm.domain.workload import Job
@@ -15,7 +16,7 @@ from cloudfarm.usecases.jobs import JobView, get_job
 TRACE_CHARS = 4096
 """How much of what was sent is remembered, to find the place in a log whose beginning was not kept."""
 STALL_S = 10.0
-"""After so long without a word from a live log, look whether the job is over: a host without power closes nothing."""
+"""After so long a silence of a live log look whether the job is over: a host without power closes nothing."""
 
 
 async def read_log(
@@ -43,8 +44,8 @@ async def follow_log(
 ) -> AsyncGenerator[str, None]:
     """Yield a job's log from its beginning until the job has ended, however long it waits first.
 
-    While it waits, each new reason is told in a line that begins with ``cloudfarm:``. The iterator ends only after
-    the job's record has its final status, since the stock client asks for it once, right afterwards.
+    While it waits, each new reason is told in a line that begins with ``cloudfarm:``. The iterator ends only
+    after the job's record has its final status, since the stock client asks for it once, right afterwards.
 
     Args:
         store: the records.
@@ -119,24 +120,26 @@ async def _live(
 ) -> AsyncGenerator[str, None]:
     """Yield what a running job prints and was not sent yet, until the log closes or falls silent for good."""
     sent.rewind()
-    pieces = live_logs.tail(job)
-    while True:
-        following = asyncio.ensure_future(anext(pieces, None))
-        try:
-            while not following.done():
-                await asyncio.wait({following}, timeout=STALL_S)
-                if not following.done() and (await look()).job.status.is_terminal:
-                    return
-        finally:
-            if not following.done():
-                following.cancel()
-                with suppress(asyncio.CancelledError):
-                    await following
-        piece = following.result()
-        if piece is None:
-            return
-        if fresh := sent.fresh(piece):
-            yield fresh
+    # Every tail is a generator that holds a connection: closing it at once, not when it is collected, frees
+    # that.
+    async with aclosing(cast("AsyncGenerator[str, None]", live_logs.tail(job))) as pieces:
+        while True:
+            following = asyncio.ensure_future(anext(pieces, None))
+            try:
+                while not following.done():
+                    await asyncio.wait({following}, timeout=STALL_S)
+                    if not following.done() and (await look()).job.status.is_terminal:
+                        return
+            finally:
+                if not following.done():
+                    following.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await following
+            piece = following.result()
+            if piece is None:
+                return
+            if fresh := sent.fresh(piece):
+                yield fresh
 
 
 async def _archived(artifacts: Artifacts, job: Job) -> str:

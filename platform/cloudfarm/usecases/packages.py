@@ -1,7 +1,7 @@
 """Working-dir packages, each tenant's in a folder of its own.
 
-The stock client names a package by a hash that nobody checks, so a shared folder would let one tenant put a package
-under a name that another is going to use.
+The stock client names a package by a hash that nobody checks, so a shared folder would let one tenant put a
+package under a name that another is going to use.
 """
 
 import re

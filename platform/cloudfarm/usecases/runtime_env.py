@@ -1,7 +1,7 @@
 """Which parts of a ``runtime_env`` a job may bring, and why the others are refused.
 
-This keeps honest jobs from leaving their lease by accident. What a job's code does once it runs is held by its lease
-node, not by this list.
+This keeps honest jobs from leaving their lease by accident. What a job's code does once it runs is held by
+its lease node, not by this list.
 """
 
 import json

@@ -23,7 +23,7 @@ from cloudfarm.usecases.asks import build_ask, check_ask
 from cloudfarm.usecases.models import find_model
 
 PROGRAMS: Mapping[str, str] = {"windpower-forecaster": "services.forecasts:app"}
-"""The program that serves each kind of model. A manifest is a tenant's writing, so it may choose but not name one."""
+"""The program that serves each kind of model. Tenants write the manifests: they may choose, not name one."""
 MAX_REPLICAS = 64
 
 
@@ -179,7 +179,7 @@ def _program(version: ModelVersion) -> str:
     if isinstance(kind, str) and kind in PROGRAMS:
         return PROGRAMS[kind]
     raise InvalidInputError(
-        f"the farm has no program that serves models of the kind {quoted(str(kind))}; it has {', '.join(PROGRAMS)}",
+        f"the farm has no program that serves models of kind {quoted(str(kind))}, only {', '.join(PROGRAMS)}",
     )
 
 

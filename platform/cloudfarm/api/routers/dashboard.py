@@ -36,8 +36,8 @@ _FORWARDED = frozenset(
         "if-modified-since",
     }
 )
-"""What the dashboard gets to see of a browser's headers. No secret is among them, nor anything by which Ray would
-take a POST for a browser's and refuse it: who may send one was decided here."""
+"""What the dashboard gets to see of a browser's headers. No secret is among them, nor anything by which Ray
+would take a POST for a browser's and refuse it: who may send one was decided here."""
 _WITHHELD = _HOP_BY_HOP | {"set-cookie", "content-security-policy", "x-frame-options", "server", "date"}
 _UI_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 
@@ -52,7 +52,7 @@ async def to_folder(_caller: Operator) -> Response:
 
 @router.api_route(PREFIX + "{path:path}", methods=_METHODS)
 async def relay(path: str, request: Request, _caller: Operator, context: Context) -> Response:
-    """Pass a request on to the Ray dashboard with the cluster's token, and its answer back without cookies."""
+    """Pass a request on to the Ray dashboard with the cluster's token, and pass its answer back."""
     if not context.dashboard_url:
         raise NotFoundError("this farm has no Ray dashboard")
     client: httpx.AsyncClient = request.app.state.dashboard
@@ -82,7 +82,8 @@ def _raw_path(request: Request, path: str) -> bytes:
 def _upstream_headers(request: Request, token: str) -> Mapping[str, str]:
     headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
     if request.method == "GET":
-        # Ray hides the values of tenants' environment variables from what looks like a browser, and only from that.
+        # Ray hides the values of tenants' environment variables from what looks like a browser, and only from
+        # it.
         headers["Sec-Fetch-Mode"] = "cors"
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -94,7 +95,7 @@ def _downstream_headers(answer: httpx.Response) -> Mapping[str, str]:
     location = headers.get("location", "")
     if location.startswith("/") and not location.startswith("//"):
         headers["location"] = PREFIX + location.lstrip("/")
-    # The dashboard's pages run scripts and styles of their own, unlike anything else that the front door serves.
+    # The dashboard's pages run scripts and styles of their own, unlike anything else that is served here.
     headers["content-security-policy"] = _UI_POLICY
     headers["x-frame-options"] = "SAMEORIGIN"
     return headers

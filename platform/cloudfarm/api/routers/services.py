@@ -71,8 +71,6 @@ async def delete(name: str, caller: Member, context: Context) -> dict[str, str]:
 
 
 @router.post("/services/{name}/predict")
-async def predict(
-    name: str, caller: Caller, context: Context, body: schemas.JsonBody
-) -> Mapping[str, Any]:
+async def predict(name: str, caller: Caller, context: Context, body: schemas.JsonBody) -> Mapping[str, Any]:
     """Call a service: the one route that API keys open."""
     return await inference.predict(context.store, context.inference, caller, name, body)

@@ -40,7 +40,7 @@ class Census:
             self.marked.setdefault(words[1], set()).add(pid)
 
     def node_pids(self, name: str, init: dict[str, Any] | None, cgroup: cgroups.Cgroup) -> set[int]:
-        """Return every live process of a node: by control group, namespace, marker, and descent from any of them."""
+        """Return every live process of a node: by group, namespace, marker, and descent from any of them."""
         roots = set(self.marked.get(name, ())) | cgroup.pids()
         if init and init_alive(init):
             roots.add(int(init["pid"]))

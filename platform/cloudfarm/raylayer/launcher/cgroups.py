@@ -30,7 +30,7 @@ class Hierarchies:
 
     @classmethod
     def detect(cls, mountinfo: str | None = None) -> Self:
-        """Find out by the mount table and by permission; a read-only mount (in a container) counts as none."""
+        """Find out by mount table and permission; a read-only mount (in a container) counts as none."""
         v2: Path | None = None
         v1: dict[str, Path] = {}
         for line in (mountinfo or Path("/proc/self/mountinfo").read_text()).splitlines():
@@ -65,15 +65,12 @@ class Cgroup:
             return {}
         for mount in self.hierarchies.mounts.values():
             _make(mount, self.path, v2=self.hierarchies.kind == "v2")
-        limits: dict[str, int] = {}
-        for name, amount, files in (
+        wanted = (
             ("cpus", cpus, self._cpu_files(cpus)),
             ("memory_bytes", memory_bytes, self._memory_files(memory_bytes)),
             ("pids", pids, [("pids", "pids.max", str(pids))]),
-        ):
-            if amount and self._write_all(files):
-                limits[name] = amount
-        return limits
+        )
+        return {name: amount for name, amount, files in wanted if amount and self._write_all(files)}
 
     def _cpu_files(self, cpus: int) -> list[tuple[str, str, str]]:
         if self.hierarchies.kind == "v2":
@@ -149,8 +146,8 @@ class Cgroup:
             stat = dict(line.split() for line in _read(here / "cpu.stat").splitlines())
             peak = _read(here / "memory.peak")
             return NodeUsage(
-                int(stat["usage_usec"]) / 1e6, int(_read(here / "memory.current")), int(peak) if peak else None,
-                int(_read(here / "pids.current")), "v2",
+                int(stat["usage_usec"]) / 1e6, int(_read(here / "memory.current")),
+                int(peak) if peak else None, int(_read(here / "pids.current")), "v2",
             )  # fmt: skip
         cpu, memory, pids = (self._v1_number(*one) for one in (
             ("cpuacct", "cpuacct.usage"), ("memory", "memory.usage_in_bytes"), ("pids", "pids.current"),
@@ -166,7 +163,7 @@ class Cgroup:
         return int(text) if text else None
 
     def remove(self) -> None:
-        """Remove the group. A process that has just died holds it for a moment, without any event to wait for."""
+        """Remove the group. A process that has just died holds it for a moment, and no event tells its end."""
         deadline = time.monotonic() + REMOVE_TIMEOUT_S
         for directory in set(self.dirs.values()):
             for sub in sorted((d for d in directory.rglob("*") if d.is_dir()), reverse=True):

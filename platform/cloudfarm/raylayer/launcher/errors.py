@@ -15,7 +15,7 @@ class LauncherError(HostError):
     title = "The lease node could not be handled on its host"
 
     def __init__(self, detail: str = "", *, reason: str = "failed", log_tail: str = "") -> None:
-        """Keep the reason and the log's tail in ``data`` too, so that both survive pickling between actors."""
+        """Keep the reason in ``data`` too, for programs on the far side of the API."""
         message = f"{detail}\n--- the end of the node's log ---\n{log_tail}" if log_tail else detail
         super().__init__(message, reason=reason)
         self.reason = reason

@@ -16,11 +16,11 @@ STREAMS = (0, 1, 2)
 
 
 def fork(run: Callable[[], int], *, keep: Iterable[int] = (), tied: bool = False) -> int:
-    """Fork; the child closes all but the standard streams and ``keep``, runs, and ends with the returned status.
+    """Fork; the child closes all but the streams and ``keep``, runs, and ends with the returned status.
 
     Returns the child's pid. The child never returns into the caller's frames: those belong to the parent.
-    ``tied``: the child is killed when we end. Without a namespace nothing else would lead to it: it carries its
-    parent's environment and a title of Ray's.
+    ``tied``: the child is killed when we end. Without a namespace nothing else would lead to it: it carries
+    the zygote's environment and a title of Ray's.
     """
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         # A lock held by another thread at this moment would stay locked in the child for ever.
@@ -49,11 +49,11 @@ def fork(run: Callable[[], int], *, keep: Iterable[int] = (), tied: bool = False
 def check_quiet() -> None:
     """Raise if something that was imported starts a thread in every fork (``os.register_at_fork``).
 
-    Such a thread lives only for milliseconds, and so fails only now and then what needs a single thread: the next
-    fork, or leaving the user namespace. Looked for here by force, not found out in production.
+    Such a thread lives for milliseconds, and so breaks only now and then what needs a single thread: the next
+    fork, or unsharing the user namespace. So look for it here rather than find out in production.
     """
     start = threading.Thread.start
-    started = []
+    started: list[threading.Thread] = []
     threading.Thread.start = lambda self: started.append(self) or start(self)  # type: ignore[method-assign,func-returns-value]
     pid = os.fork()
     if pid == 0:

@@ -133,6 +133,8 @@ def _in_init(order: Order, mode: Namespace, where: state.StateDir, go: int, answ
     try:
         if mode == "none":
             namespaces.become_subreaper()
+            # Its drivers see every raylet of the host: the start-up hook must lead them to their own.
+            os.environ.update({"CLOUDFARM_NO_PIDNS": "1", "CLOUDFARM_NODE_SESSION": order.spec.temp_dir})
         else:
             namespaces.furnish()
             for source, target in order.binds:

@@ -22,6 +22,8 @@ from cloudfarm.raylayer.launcher.zygote_client import ZygoteClient, forwarded
 KILL_TIMEOUT_S = 60.0
 STATUS_SIZE = 65536
 ROOT_CGROUP = "cloudfarm"
+KEPT = ("session_latest", state.NODE_LOG)
+"""What stays in a node's directory beside the logs of its sessions."""
 
 
 class NodeLauncher:
@@ -86,7 +88,7 @@ class NodeLauncher:
         return record
 
     def _check_host(self, spec: NodeSpec) -> None:
-        """Refuse what can be known to fail: a directory in use, a taken port. Ray itself would find out in 30 s."""
+        """Refuse what is known to fail: a directory in use, a taken port. Ray would find out after 30 s."""
         temp_dir = Path(spec.temp_dir)
         try:
             if temp_dir.exists() and not _is_spent(temp_dir):
@@ -101,11 +103,12 @@ class NodeLauncher:
                 try:
                     sock.bind((spec.node_ip, port))
                 except OSError as error:
-                    message = f"Lease node {spec.name}: port {port} on {spec.node_ip} is not free ({error.strerror})."
+                    where = f"port {port} on {spec.node_ip}"
+                    message = f"Lease node {spec.name}: {where} is not free ({error.strerror})."
                     raise LauncherError(message, reason="port_in_use") from error
 
     def _start(self, spec: NodeSpec) -> None:
-        """Write down what is wanted, make the control group, order the node. Each step can be undone by `_kill`."""
+        """Write down what is wanted, make the control group, order the node; `_kill` undoes each step."""
         start_id = uuid.uuid4().hex
         files = self._where.files(spec.name, spec.temp_dir)
         files.home.mkdir(parents=True)
@@ -211,7 +214,7 @@ class NodeLauncher:
         return [self._record(name, census) for name in sorted(names)]
 
     def _record(self, name: str, census: Census | None = None, *, locked: bool = False) -> NodeRecord:
-        """Return the truth about one node. ``locked``: the caller holds its lock, so nobody else is starting it."""
+        """Return the truth about one node. ``locked``: the caller holds its lock: nobody else starts it."""
         census = census or Census.take(self._where)
         files = self._files(name, census)
         cgroup = self._cgroup(name)
@@ -263,7 +266,10 @@ class NodeLauncher:
         environments and the node's own /dev/shm go.
         """
         with self._where.lock(f"node-{name}"):
-            self._kill(name, grace_s)
+            try:
+                self._kill(name, grace_s)
+            except OSError as error:
+                raise _os_error(name, error) from error
 
     def _kill(self, name: str, grace_s: float) -> None:
         files = self._files(name)
@@ -291,7 +297,7 @@ class NodeLauncher:
     def _kill_once(
         self, census: Census, pids: set[int], init: dict[str, Any] | None, cgroup: cgroups.Cgroup
     ) -> None:
-        """Kill what was found. The caller looks again, because what was not frozen may have forked meanwhile."""
+        """Kill what was found. The caller looks again: what was not frozen may have forked meanwhile."""
         cgroup.kill_all()
         targets = [census.processes[pid] for pid in pids]
         if init and init["namespace"] == "none" and len(pids) > 1:
@@ -321,7 +327,7 @@ class NodeLauncher:
             os.close(fd)
 
     def kill_pid(self, name: str, pid: int) -> bool:
-        """Kill one process of a node by its pid inside the node; False if there is none. Never the node's init."""
+        """Kill one process by its pid inside the node; False if there is none. Never the node's init."""
         census = Census.take(self._where)
         init = self._files(name, census).read(state.INIT)
         for own in census.node_pids(name, init, self._cgroup(name)):
@@ -343,24 +349,35 @@ class NodeLauncher:
 
 
 def _is_spent(temp_dir: Path) -> bool:
-    """Say whether the directory is empty or holds only what `_clear_temp_dir` leaves: it may be used again."""
-    sessions = [entry for entry in temp_dir.iterdir() if entry.name not in ("session_latest", state.NODE_LOG)]
+    """Say whether the directory is empty or holds only what `_clear_temp_dir` leaves."""
+    others = [entry for entry in temp_dir.iterdir() if entry.name not in KEPT]
     return all(
-        entry.name.startswith("session_2") and [inner.name for inner in entry.iterdir()] == ["logs"]
-        for entry in sessions
+        _is_session(entry) and [inner.name for inner in entry.iterdir()] == ["logs"] for entry in others
     )
 
 
+def _is_session(entry: Path) -> bool:
+    return entry.name.startswith("session_2") and entry.is_dir() and not entry.is_symlink()
+
+
 def _clear_temp_dir(temp_dir: Path) -> None:
-    """Keep the logs; remove the rest of what Ray and we put there."""
-    (temp_dir / state.INIT_SOCKET).unlink(missing_ok=True)
-    shutil.rmtree(temp_dir / state.MIRROR, ignore_errors=True)
-    for session in temp_dir.glob("session_2*"):
-        for entry in session.iterdir():
-            if entry.is_symlink() or not entry.is_dir():
-                entry.unlink()
-            elif entry.name != "logs":
-                shutil.rmtree(entry, ignore_errors=True)
+    """Keep the logs and remove the rest: it was spent when the node started, so all of it is the node's."""
+    if not temp_dir.is_dir():
+        return
+    for entry in temp_dir.iterdir():
+        if _is_session(entry):
+            for inner in entry.iterdir():
+                if inner.name != "logs":
+                    _remove(inner)
+        elif entry.name not in KEPT:
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def _os_error(name: str, error: OSError) -> LauncherError:

@@ -150,7 +150,7 @@ class NodeInit:
         self._set_status("exited", **facts, reason=f"the raylet {how}")
 
     def _agent_ended(self, pid: int, code: int) -> None:
-        """Let the stand-in end as its agent did; the raylet then decides as if it had run the agent itself."""
+        """Let the stand-in end as its agent did; the raylet then decides as if the agent were its own."""
         connection = self._agents.pop(pid)
         with contextlib.suppress(OSError):
             connection.send(str(code if code >= 0 else 128 - code).encode())

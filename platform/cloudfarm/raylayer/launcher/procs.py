@@ -62,7 +62,7 @@ def boot_id() -> str:
 
 
 def environ(pid: int, root: Path = PROC) -> dict[str, str]:
-    """Return the environment a process was executed with; empty when gone, foreign, or overwritten by a title.
+    """Return the environment a process was executed with; empty when gone, foreign, or overwritten.
 
     Ray's workers and agents set a process title, which overwrites this very memory: never rely on it alone.
     """

@@ -19,15 +19,15 @@ def preload() -> None:
     """Import everything that the node starter and the agents import, once, in the zygote.
 
     Imports only: nothing here may start a thread or open a connection, or the forks would inherit half of it.
-    One module of Ray's is left to the agent, which imports it in milliseconds: it makes an OpenTelemetry meter
-    while it is imported, which from then on starts threads in every fork.
+    One package of Ray's is left to the agent, which imports it in milliseconds: while imported, it makes an
+    OpenTelemetry meter, which from then on starts threads in every fork.
     """
     import grpc.aio  # type: ignore[import-untyped]  # noqa: F401, PLC0415
     import ray._private.log_monitor  # noqa: PLC0415
     import ray._private.node  # noqa: PLC0415
     import ray.dashboard.agent  # noqa: PLC0415
     import ray.dashboard.http_server_agent  # noqa: PLC0415
-    import ray.dashboard.modules as modules  # noqa: PLC0415
+    from ray.dashboard import modules  # noqa: PLC0415
 
     for _, name, _ in pkgutil.walk_packages(modules.__path__, f"{modules.__name__}."):
         if not name.startswith(f"{modules.__name__}.aggregator."):
@@ -64,7 +64,7 @@ def _start_node(spec: NodeSpec, init_socket: str) -> dict[str, Any]:
 
     # The one place where Ray decides how the Python of an agent is executed: put the stand-in there. The
     # head's dashboard is no agent: no raylet is its parent, and it spawns helpers of its own.
-    stock = services._build_python_executable_command_memory_profileable
+    stock = services._build_python_executable_command_memory_profileable  # noqa: SLF001
 
     def command(component: str, *args: Any, **kwargs: Any) -> list[str]:
         if component == ray_constants.PROCESS_TYPE_DASHBOARD:
@@ -72,7 +72,7 @@ def _start_node(spec: NodeSpec, init_socket: str) -> dict[str, Any]:
             return found
         return [sys.executable, "-I", "-S", str(STANDIN), init_socket]
 
-    services._build_python_executable_command_memory_profileable = command
+    services._build_python_executable_command_memory_profileable = command  # noqa: SLF001
     ports = spec.ports
     params = RayParams(
         gcs_address=spec.gcs_address,

@@ -55,7 +55,7 @@ class NodeSpec:
     pids_limit: int = 4096
     isolate: bool = True
     dashboard_port: int = 0
-    """Other than 0, the node is the head: it also runs the GCS, at ``gcs_address``, and the dashboard at this port."""
+    """Not 0: the node is the head; it also runs the GCS, at ``gcs_address``, and the dashboard, here."""
 
     @property
     def ports(self) -> NodePorts:
