@@ -48,7 +48,8 @@ def head(base: Path, port: int) -> Iterator[str]:
         RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=0", "--num-gpus=0",
         "--include-dashboard=false", f"--temp-dir={base}/head", f"--object-store-memory={OBJECT_STORE}",
         f"--dashboard-agent-listen-port={port + 1}", f"--metrics-export-port={port + 2}",
-        f"--ray-client-server-port={port + 3}", f"--min-worker-port={port + 10}", f"--max-worker-port={port + 30}",
+        f"--ray-client-server-port={port + 3}", f"--min-worker-port={port + 10}",
+        f"--max-worker-port={port + 30}",
     ]  # fmt: skip
     with (base / "head.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -114,9 +115,10 @@ def run_stock(address: str, base: Path, run: int, ports: int) -> dict[str, float
     """Start and end one node the stock way."""
     name = f"stock-{run}"
     command = [
-        RAY, "start", "--block", f"--address={address}", f"--node-name={name}", "--num-cpus=1", "--num-gpus=1",
-        "--memory=1000000000", f"--object-store-memory={OBJECT_STORE}", f"--temp-dir={base}/s{run}",
-        f"--labels=lease={name}", f"--dashboard-agent-listen-port={ports}", f"--metrics-export-port={ports + 1}",
+        RAY, "start", "--block", f"--address={address}", f"--node-name={name}", "--num-cpus=1",
+        "--num-gpus=1", "--memory=1000000000", f"--object-store-memory={OBJECT_STORE}", f"--temp-dir={base}/s{run}",
+        f"--labels=lease={name}", f"--dashboard-agent-listen-port={ports}",
+        f"--metrics-export-port={ports + 1}",
         f"--runtime-env-agent-port={ports + 2}", f"--dashboard-agent-grpc-port={ports + 3}",
         f"--node-manager-port={ports + 4}", f"--object-manager-port={ports + 5}",
         f"--min-worker-port={ports + 6}", f"--max-worker-port={ports + 39}",
@@ -126,7 +128,7 @@ def run_stock(address: str, base: Path, run: int, ports: int) -> dict[str, float
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(lambda: name in alive_names(address), name)
-        alive_s = time.monotonic() - began
+        alive_s = round(time.monotonic() - began, 3)
         time.sleep(SETTLE_S)
         pids = tree(process.pid)
         result = {"alive_s": alive_s, "pss_mb": pss_mb(pids), "rss_mb": rss_mb(pids), "processes": len(pids)}
@@ -160,7 +162,7 @@ def run_lease(launcher: NodeLauncher, address: str, base: Path, run: int, ports:
     began = time.monotonic()
     launcher.start(node_spec(address, base, name, ports))
     wait_for(lambda: name in alive_names(address), name)
-    alive_s = time.monotonic() - began
+    alive_s = round(time.monotonic() - began, 3)
     record = launcher.wait_up(name, DEADLINE_S)
     time.sleep(SETTLE_S)
     pids = lease_pids(record.pid)
@@ -230,7 +232,7 @@ def main() -> None:
         "pss_ratio": round(ours["pss_mb"] / theirs["pss_mb"], 3),
         "pss_ratio_with_zygote": round((ours["pss_mb"] + ours["zygote_pss_mb"]) / theirs["pss_mb"], 3),
         "many": many,
-        "alive_s": {"lease": [round(r["alive_s"], 3) for r in lease], "stock": [round(r["alive_s"], 3) for r in stock]},
+        "alive_s": {"lease": [row["alive_s"] for row in lease], "stock": [row["alive_s"] for row in stock]},
     }  # fmt: skip
     if options.json:
         print(json.dumps(report, indent=1))
@@ -239,10 +241,8 @@ def main() -> None:
     for key in ("alive_s", "end_s", "pss_mb", "rss_mb", "processes"):
         print(f"{key:24} {ours[key]:12.2f} {theirs[key]:12.2f}")
     print(f"ALIVE in {report['alive_ratio']} of the time; PSS {report['pss_ratio']}, "
-          f"{report['pss_ratio_with_zygote']} with the zygote ({ours['zygote_pss_mb']} MB, once a host)")  # fmt: skip
-    print(
-        f"{MANY} nodes at once: up in {many['all_up_s']:.2f} s, {many['pss_with_zygote_mb']:.0f} MB with the zygote"
-    )
+          f"{report['pss_ratio_with_zygote']} with the zygote ({ours['zygote_pss_mb']} MB a host)")  # fmt: skip
+    print(f"{MANY} nodes at once: up in {many['all_up_s']:.2f} s, {many['pss_with_zygote_mb']:.0f} MB in all")
 
 
 if __name__ == "__main__":

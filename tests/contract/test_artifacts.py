@@ -19,8 +19,14 @@ from cloudfarm.errors import (
 HERE = ("tenants", "alpha", "packages")
 
 
-@pytest.fixture(params=["local", "subtree", "mock"])
-def artifacts(request, tmp_path: Path) -> FileArtifacts:
+from cloudfarm.ports import Artifacts
+from cloudfarm.testing.memory_artifacts import MemoryArtifacts
+
+
+@pytest.fixture(params=["memory", "local", "subtree", "mock"])
+def artifacts(request, tmp_path: Path) -> Artifacts:
+    if request.param == "memory":
+        return MemoryArtifacts()
     if request.param == "local":
         return FileArtifacts(str(tmp_path / "artifacts"))
     if request.param == "subtree":
@@ -34,11 +40,11 @@ async def pieces(*chunks: bytes):
         yield chunk
 
 
-async def put(artifacts: FileArtifacts, name: str, *chunks: bytes, max_bytes: int = 1000) -> int:
+async def put(artifacts: Artifacts, name: str, *chunks: bytes, max_bytes: int = 1000) -> int:
     return await artifacts.write(*HERE, name, data=pieces(*chunks), max_bytes=max_bytes)
 
 
-async def test_write_and_read(artifacts: FileArtifacts):
+async def test_write_and_read(artifacts: Artifacts):
     assert not await artifacts.exists(*HERE, "a.zip")
     assert await put(artifacts, "a.zip", b"one", b"", b"two") == 6
     assert await artifacts.exists(*HERE, "a.zip")
@@ -47,18 +53,18 @@ async def test_write_and_read(artifacts: FileArtifacts):
     assert await artifacts.read(*HERE, "empty.zip") == b""
 
 
-async def test_write_again_replaces(artifacts: FileArtifacts):
+async def test_write_again_replaces(artifacts: Artifacts):
     await put(artifacts, "a.zip", b"a longer one")
     await put(artifacts, "a.zip", b"new")
     assert await artifacts.read(*HERE, "a.zip") == b"new"
 
 
-async def test_a_folder_is_no_file(artifacts: FileArtifacts):
+async def test_a_folder_is_no_file(artifacts: Artifacts):
     await put(artifacts, "a.zip", b"x")
     assert not await artifacts.exists(*HERE)
 
 
-async def test_list(artifacts: FileArtifacts):
+async def test_list(artifacts: Artifacts):
     assert await artifacts.list(*HERE) == []
     for name in ("b", "a", "c"):
         await put(artifacts, name, b"x")
@@ -66,7 +72,7 @@ async def test_list(artifacts: FileArtifacts):
     assert await artifacts.list("tenants") == ["alpha"]
 
 
-async def test_delete_files_and_folders_and_nothing(artifacts: FileArtifacts):
+async def test_delete_files_and_folders_and_nothing(artifacts: Artifacts):
     await put(artifacts, "a", b"x")
     await put(artifacts, "b", b"x")
     await artifacts.delete(*HERE, "a")
@@ -78,12 +84,12 @@ async def test_delete_files_and_folders_and_nothing(artifacts: FileArtifacts):
         await artifacts.delete()
 
 
-async def test_missing(artifacts: FileArtifacts):
+async def test_missing(artifacts: Artifacts):
     with pytest.raises(NotFoundError):
         await artifacts.read(*HERE, "none")
 
 
-async def test_too_large_keeps_what_was_there(artifacts: FileArtifacts):
+async def test_too_large_keeps_what_was_there(artifacts: Artifacts):
     await put(artifacts, "a", b"before")
     read = 0
 
@@ -101,7 +107,7 @@ async def test_too_large_keeps_what_was_there(artifacts: FileArtifacts):
     assert await put(artifacts, "a", b"x" * 1000) == 1000  # the limit itself is allowed
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(artifacts: FileArtifacts):
+async def test_an_upload_that_breaks_off_leaves_nothing(artifacts: Artifacts):
     async def broken():
         yield b"half"
         raise ConnectionError("gone")
@@ -111,7 +117,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(artifacts: FileArtifacts
     assert await artifacts.list(*HERE) == []
 
 
-async def test_a_cancelled_upload_leaves_nothing(artifacts: FileArtifacts):
+async def test_a_cancelled_upload_leaves_nothing(artifacts: Artifacts):
     begun = asyncio.Event()
 
     async def stuck():
@@ -127,7 +133,7 @@ async def test_a_cancelled_upload_leaves_nothing(artifacts: FileArtifacts):
     assert await artifacts.list(*HERE) == []
 
 
-async def test_a_reader_never_sees_a_half(artifacts: FileArtifacts):
+async def test_a_reader_never_sees_a_half(artifacts: Artifacts):
     await put(artifacts, "a", b"old")
     seen: list[object] = []
 
@@ -162,7 +168,7 @@ async def test_a_reader_never_sees_a_half(artifacts: FileArtifacts):
         "$HOME",
     ],
 )
-async def test_parts_that_would_leave_the_root(artifacts: FileArtifacts, part):
+async def test_parts_that_would_leave_the_root(artifacts: Artifacts, part):
     for parts in ((part,), ("tenants", part), (part, "a")):
         with pytest.raises(InvalidInputError):
             await artifacts.read(*parts)

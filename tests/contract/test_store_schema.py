@@ -66,7 +66,7 @@ class TestMigrations:
         await store.close()
 
     async def test_several_at_once(self, empty_url):
-        await asyncio.gather(*(migrate(empty_url) for _ in range(4)))
+        await asyncio.gather(*(migrate(empty_url) for _ in range(8)))
         store = await SqlStore.open(empty_url)
         assert await keep(store, lambda uow: uow.take_epoch()) == 1
         await store.close()

@@ -296,6 +296,9 @@ def test_watch_stops_what_leaves_its_lease(farm: Farm) -> None:
     assert all((stray["owner_lease"], stray["found_on_lease"]) == ("A", "B") for stray in found.values()), (
         found
     )
+    strip = {stray["submission_id"] for (kind, _), stray in found.items() if kind == "actor"}
+    assert len(strip) == 2  # the job's own, and "" for the driver that its code started
+    assert "" in strip
     took = sorted(look["took"] for look in _looks(looks))
     assert took[len(took) // 2] < 0.15
 

@@ -34,7 +34,7 @@ LIST_NODES = """
 import json
 from ray._raylet import GcsClient
 infos = GcsClient(address={address!r}).get_all_node_info(timeout=20).values()
-print(json.dumps({{i.node_name: dict(i.labels) for i in infos if i.state == 0}}))
+print("RESULT", json.dumps({{i.node_name: dict(i.labels) for i in infos if i.state == 0}}))
 """
 
 # An actor on the node starts: a child that ignores SIGTERM, and one that forks twice, leaves the session,
@@ -60,7 +60,7 @@ class Nasty:
         return os.environ["FOO"]
 
 actor = Nasty.options(lifetime="detached", name={tag!r}).remote()
-print(ray.get(actor.go.remote()))
+print("RESULT", ray.get(actor.go.remote()))
 """
 
 
@@ -70,16 +70,20 @@ class Farm:
     environ: dict[str, str]
 
     def python(self, code: str) -> str:
-        """Run Python beside us: in this process Ray would keep the token of the first cluster for ever."""
+        """Run Python beside us and return what it prints after RESULT, for Ray prints as well.
+
+        In this process Ray would keep the token of the first cluster for ever.
+        """
         command = [sys.executable, "-c", textwrap.dedent(code)]
         done = subprocess.run(
             command, env=self.environ, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        (result,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        return result.removeprefix("RESULT ")
 
     def alive(self) -> dict[str, dict[str, str]]:
-        return json.loads(self.python(LIST_NODES.format(address=ADDRESS)).splitlines()[-1])
+        return json.loads(self.python(LIST_NODES.format(address=ADDRESS)))
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +197,7 @@ def tagged(tag: str) -> list[psutil.Process]:
 def run_nasty(farm: Farm, lease: str, tag: str, *, hidden: bool) -> str:
     environ = "{}" if hidden else "os.environ"
     code = RUN_NASTY.format(address=ADDRESS, lease=lease, tag=tag, environ=environ)
-    return farm.python(code).splitlines()[-1]
+    return farm.python(code)
 
 
 def wait_until(done: Callable[[], object], timeout_s: float) -> None:
@@ -353,7 +357,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(rig: Callable[..., Rig])
 
 
 def test_a_base_node_and_its_end_leave_lease_nodes_alone(farm: Farm, rig: Callable[..., Rig]) -> None:
-    """A host agent runs inside a base node, and so do the zygote and the leases that it starts, as orphans."""
+    """A host agent runs inside a base node, and so do, as orphans, the zygote and leases it starts."""
     one = rig()
     base = one.spec("base", 0, isolate=False, gpus=0, cpus=0)
     one.up(base)
@@ -369,11 +373,11 @@ def test_a_base_node_and_its_end_leave_lease_nodes_alone(farm: Farm, rig: Callab
         "    launcher.start(NodeSpec.from_json(spec))\n"
         "    return launcher.wait_up('leased', 60).pid\n"
         "env = {{'env_vars': {{'PYTHONPATH': {path!r}}}}}\n"
-        "print(ray.get(start.options(runtime_env=env).remote({state!r}, {spec!r})))\n"
+        "print('RESULT', ray.get(start.options(runtime_env=env).remote({state!r}, {spec!r})))\n"
     ).format(
         address=ADDRESS, state=str(inner.home / "state"), spec=spec.to_json(), path=str(ROOT / "platform")
     )
-    pid = int(farm.python(code).split()[-1])
+    pid = int(farm.python(code))
     one.launcher.kill("base")
     assert one.left("base") == []
     (record,) = inner.launcher.records()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from cloudfarm.api import create_app, create_app_opening
+from cloudfarm.api import create_app
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem
 
@@ -130,22 +130,3 @@ async def test_a_dashboard_that_does_not_answer(door: FrontDoor, upstream: Upstr
 async def test_a_farm_without_a_dashboard(tmp_path):
     async with open_front_door(tmp_path) as door:
         assert_problem(await door.call("operator", "GET", "/dashboard/"), 404, "not_found")
-
-
-async def test_an_application_that_opens_its_parts_when_the_server_starts(tmp_path):
-    closed = []
-    async with open_front_door(tmp_path) as door:
-
-        async def close():
-            closed.append(True)
-
-        door.store.close = close
-
-        async def open_context():
-            return door.context
-
-        door.app = create_app_opening(door.context.settings, open_context)
-        async with door.app.router.lifespan_context(door.app):
-            assert (await door.call("alpha.viewer", "GET", "/v1/whoami")).status_code == 200
-            assert closed == []
-    assert closed == [True]

@@ -138,6 +138,15 @@ async def test_a_farm_without_hosts_asks_for_patience(tmp_path):
         assert_problem(answer, 503, "unavailable")
 
 
+async def test_a_farm_that_is_being_stopped_takes_nothing_new(door: FrontDoor):
+    async with door.store.begin() as uow:
+        await uow.set_stopping(stopping=True)
+        await uow.commit()
+    for path, body in (("/v1/leases", {"gpus": "1"}), ("/api/jobs/", {"entrypoint": "true"})):
+        answer = await door.call("alpha.member", "POST", path, json=body)
+        assert "being stopped" in assert_problem(answer, 503, "unavailable")["detail"]
+
+
 async def test_too_many_waiting(tmp_path):
     async with open_front_door(tmp_path, max_waiting=1) as door:
         lease = await door.lease()

@@ -134,6 +134,18 @@ def test_metadata_that_names_no_lease_of_the_farm_is_only_text():
     assert find_strays(snapshot(jobs=[job(JOB_OF_A, A, lease="my favourite")])) == []
 
 
+def test_submission_is_believed_only_where_its_supervisor_is():
+    supervisor = actor(JOB_OF_FARM, A, HEAD)
+    supervisor.name = "_ray_internal_job_actor_raysubmit_1"
+    for node, believed in ((A, "raysubmit_1"), (B, "")):
+        seen = snapshot(
+            jobs=[job(JOB_OF_A, node, job_submission_id="raysubmit_1")],
+            actors=[supervisor],
+            workers={B: [worker(JOB_OF_A)]},
+        )
+        assert [stray.submission_id for stray in find_strays(seen)] == [believed]
+
+
 def test_ended_drivers_are_no_strays():
     ended = job(JOB_OF_A, B, lease="A")
     ended.is_dead = True

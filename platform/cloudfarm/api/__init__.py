@@ -9,7 +9,7 @@
 ``routers/``    the routes, a module a subject. They are thin: everything that decides is in ``usecases``.
 """
 
-from cloudfarm.api.app import create_app, create_app_opening
+from cloudfarm.api.app import create_app
 from cloudfarm.api.context import ApiContext
 
-__all__ = ["ApiContext", "create_app", "create_app_opening"]
+__all__ = ["ApiContext", "create_app"]

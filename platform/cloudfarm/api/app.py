@@ -1,7 +1,7 @@
 """Puts the front door together."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 from fastapi import FastAPI
@@ -10,47 +10,12 @@ from cloudfarm.api.context import ApiContext
 from cloudfarm.api.middleware import BodyLimit, Boundary
 from cloudfarm.api.problem import install_handlers
 from cloudfarm.api.routers import dashboard, farm, leases, ray_jobs, ray_packages, services, session, tenants
-from cloudfarm.settings import Settings
 
 DASHBOARD_TIMEOUT_S = 60.0
 
 
 def create_app(context: ApiContext) -> FastAPI:
     """Return the front door over parts that are open already; whoever opened them closes them."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _dashboard_client(app):
-            yield
-
-    app = _assemble(context.settings, lifespan)
-    app.state.context = context
-    return app
-
-
-def create_app_opening(settings: Settings, open_context: Callable[[], Awaitable[ApiContext]]) -> FastAPI:
-    """Return a front door that opens its parts when the server starts, in the server's own event loop.
-
-    A Serve replica builds its application outside of any event loop, and a store belongs to the loop that
-    opened it.
-    """
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = await open_context()
-        app.state.context = context
-        try:
-            async with _dashboard_client(app):
-                yield
-        finally:
-            await context.store.close()
-
-    return _assemble(settings, lifespan)
-
-
-def _assemble(
-    settings: Settings, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
-) -> FastAPI:
     app = FastAPI(
         title="Cloudfarm",
         description="The front door of a Cloudfarm: Ray's Jobs API, the tenant API, the services' gateway.",
@@ -58,12 +23,15 @@ def _assemble(
         docs_url=None,  # the documentation pages would load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,  # a redirect would make clients send their token again, wherever it points
-        lifespan=lifespan,
+        lifespan=_dashboard_client,
     )
+    app.state.context = context
     install_handlers(app)
     for module in (ray_jobs, ray_packages, tenants, session, leases, services, farm, dashboard):
         app.include_router(module.router)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, streamed_prefix=ray_packages.PREFIX)
+    app.add_middleware(
+        BodyLimit, max_bytes=context.settings.max_body_bytes, streamed_prefix=ray_packages.PREFIX
+    )
     app.add_middleware(Boundary)
     return app
 

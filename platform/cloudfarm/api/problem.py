@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -59,12 +60,13 @@ def problem_body(error: CloudfarmError, instance: str) -> dict[str, Any]:
 def problem_response(connection: HTTPConnection, error: CloudfarmError) -> Response:
     """Return the answer that tells of an error."""
     headers = dict(_headers(error))
-    if connection.url.path.startswith("/api/") and "json" not in connection.headers.get("accept", ""):
+    path = connection.scope["path"]  # as it came: the framework's URL drops what no URL may hold
+    if path.startswith("/api/") and "json" not in connection.headers.get("accept", ""):
         # Ray's client puts a full stop behind the text.
         text = f"{error.detail.rstrip('.')} ({error.code})".encode(errors="backslashreplace")
         return Response(text, error.status, headers, media_type="text/plain")
     # ASCII only: the detail may quote a stranger's text, which need not be encodable.
-    body = json.dumps(problem_body(error, connection.url.path))
+    body = json.dumps(problem_body(error, quote(path)))
     return Response(body, error.status, headers, media_type=PROBLEM_JSON)
 
 
@@ -82,7 +84,9 @@ def install_handlers(app: FastAPI) -> None:
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, CloudfarmError)  # noqa: S101 - registered for nothing else
         if error.status >= _SERVER_ERROR:
-            log.warning("%s %s: %s: %s", request.method, quoted(request.url.path), error.code, error.detail)
+            log.warning(
+                "%s %s: %s: %s", request.method, quoted(request.scope["path"]), error.code, error.detail
+            )
         return problem_response(request, error)
 
     async def invalid(request: Request, error: Exception) -> Response:
@@ -116,10 +120,11 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> InvalidInputError:
 
 def from_http(request: Request, error: HTTPException) -> CloudfarmError:
     """Return what the framework itself refuses as one of ours."""
+    path = request.scope["path"]
     if error.status_code == NotFoundError.status:
-        return NotFoundError(f"there is no path {quoted(request.url.path)}")
+        return NotFoundError(f"there is no path {quoted(path)}")
     if error.status_code == MethodNotAllowedError.status:
-        return MethodNotAllowedError(f"{quoted(request.url.path)} does not know {quoted(request.method)}")
+        return MethodNotAllowedError(f"{quoted(path)} does not know {quoted(request.method)}")
     return BadRequestError(str(error.detail))
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["actor", "task", "worker", "driver", "placement_group"]
 
+_SUPERVISOR_NAME = "_ray_internal_job_actor_{}"
+_METADATA_SUBMISSION = "job_submission_id"
+
 METADATA_LEASE = "lease"
 """Key of a submission's metadata that names its lease; it tells a driver that runs in the wrong place."""
 
@@ -40,6 +43,8 @@ class Stray:
     pid: int
     """As seen in the PID namespace of the node where it runs; 0 for a placement group."""
     reason: str
+    submission_id: str = ""
+    """The submission whose driver sent it there; empty for a driver that the tenant's code started itself."""
     address: str = field(default="", repr=False)
     """Where the process answers (`host:port`); empty for a placement group."""
 
@@ -197,8 +202,24 @@ def _stray(
         found_on_node_id=node_id,
         pid=pid,
         reason=f"{what} of job {job_id} belongs to lease {lease} but runs on {place}",
+        submission_id=_submission_of(farm, job_id),
         address=f"{address.ip_address}:{address.port}" if address is not None else "",
     )
+
+
+def _submission_of(farm: Snapshot, job_id: str) -> str:
+    """Return the submission to which a job's driver belongs, or nothing.
+
+    A driver writes its own metadata, so it could name somebody else's submission and have that stopped. It is
+    believed only if that submission's supervisor lives on the very node where the driver runs.
+    """
+    job = farm.jobs.get(job_id)
+    submission_id: str = job.config.metadata.get(_METADATA_SUBMISSION, "") if job is not None else ""
+    supervisor = _SUPERVISOR_NAME.format(submission_id)
+    for actor in farm.actors.values():
+        if actor.name == supervisor and actor.address.node_id == job.driver_address.node_id:
+            return submission_id
+    return ""
 
 
 def named_lease(job: Any, lease_of_node: Mapping[str, str | None]) -> str | None:

@@ -42,6 +42,8 @@ from cloudfarm.raylayer.strays import Snapshot, Stray, find_strays, named_lease
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+__all__ = ["Stray", "Survey", "Watch"]
+
 _ACTOR_STATES_WITH_PROCESS = (
     # `__init__` runs in the first two. In this order one that becomes alive meanwhile is seen twice, never
     # missed.

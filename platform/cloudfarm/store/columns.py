@@ -55,8 +55,8 @@ class EnumText(TypeDecorator[E]):
 class Json(TypeDecorator[Any]):
     """Plain data as JSON text.
 
-    Not the databases' own JSON types: PostgreSQL's refuses NaN, which is what a diverged training reports as its
-    loss, and JSONB sorts keys and folds numbers, so that a value would not come back as it went in.
+    Not the databases' own JSON types: PostgreSQL's refuses NaN, which is what a diverged training reports as
+    its loss, and JSONB sorts keys and folds numbers, so that a value would not come back as it went in.
 
     Args:
         decode: makes the domain's value from plain data.

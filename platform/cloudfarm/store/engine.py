@@ -16,7 +16,7 @@ CONNECT_S = 10
 WAIT_S = 10
 """How long a statement waits for another's lock."""
 IDLE_S = 15
-"""How long PostgreSQL lets a transaction stand idle: one frozen steward must not keep the epoch from its successor."""
+"""How long PostgreSQL lets a transaction stand idle: a frozen steward must not keep its successor waiting."""
 ANSWER_S = 60
 """How long a statement may take: the server may have gone without a word."""
 READERS = 5
@@ -62,7 +62,7 @@ class SqlStore:
         return store
 
     def begin(self, *, write: bool = True) -> SqlUnitOfWork:
-        """Return a unit of work to enter with ``async with``. Readers pass ``write=False`` and never wait for writers."""
+        """Return a unit of work to enter with ``async with``; readers never wait for writers."""
         return SqlUnitOfWork(self._writers if write else self._readers, write=write)
 
     async def close(self) -> None:
@@ -82,10 +82,10 @@ def make_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
     if parsed.get_backend_name() == "sqlite":
         folder = Path(parsed.database or "").absolute().parent
         if not folder.is_dir():
-            # Found out here: when SQLite itself cannot open its file, the driver's thread may outlive the event loop.
+            # Found out here: when SQLite cannot open its file, the driver's thread may outlive the event loop.
             raise UnavailableError(f"there is no folder {folder} for the database")
-        # One connection for writing: SQLite has one writer at a time anyway, and the pool's queue is fair and wakes
-        # the next at once, where SQLite's busy handler sleeps and tries again.
+        # One connection for writing: SQLite has one writer at a time anyway, and the pool's queue is fair and
+        # wakes the next at once, where SQLite's busy handler sleeps and tries again.
         return _sqlite(parsed, begin="BEGIN IMMEDIATE", size=1), _sqlite(parsed, begin="BEGIN", size=READERS)
     engine = create_async_engine(
         parsed.difference_update_query(["sslmode"]),
@@ -121,8 +121,8 @@ def read_url(url: str) -> URL:
 
 
 def _sqlite(url: URL, *, begin: str, size: int) -> AsyncEngine:
-    # isolation_level=None: the driver begins no transaction by itself, the listener below does. Its own BEGIN is
-    # deferred: two writers that first read would both hold the read lock and neither could go on to write.
+    # isolation_level=None: the driver begins no transaction by itself, the listener below does. Its own BEGIN
+    # is deferred: of two writers that first read, the one that writes second would be refused at once.
     engine = create_async_engine(
         url,
         pool_size=size,
@@ -134,8 +134,8 @@ def _sqlite(url: URL, *, begin: str, size: int) -> AsyncEngine:
     def _on_connect(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys = ON")
-        # FULL: a commit is on the disk before it is answered. With NORMAL a power cut could undo the last ledger
-        # entries and, worse, an epoch that hosts have already seen.
+        # FULL: a commit is on the disk before it is answered. With NORMAL a power cut could undo the last
+        # ledger entries and, worse, an epoch that hosts have already seen.
         cursor.execute("PRAGMA synchronous = FULL")
         if begin == "BEGIN":
             cursor.execute("PRAGMA query_only = ON")

@@ -22,7 +22,7 @@ _SQLITE: dict[str, type[CloudfarmError]] = {
     "SQLITE_IOERR_SHMSIZE": StorageFullError,  # the shared-memory file of the WAL could not grow
     "SQLITE_CONSTRAINT_UNIQUE": AlreadyExistsError,
     "SQLITE_CONSTRAINT_PRIMARYKEY": AlreadyExistsError,
-    "SQLITE_CONSTRAINT_TRIGGER": AlreadyExistsError,  # only the append-only tables have one that an INSERT can meet
+    "SQLITE_CONSTRAINT_TRIGGER": AlreadyExistsError,  # the append-only tables' on INSERT
     "SQLITE_CONSTRAINT_FOREIGNKEY": NotFoundError,
     "SQLITE_CONSTRAINT_CHECK": InvalidInputError,
 }
@@ -70,7 +70,7 @@ def our_errors(taken: str = "") -> Iterator[None]:
         taken: what to say of a unique value that is there already.
 
     Raises:
-        CloudfarmError: for whatever the world may do to a database; other errors are bugs and pass as they are.
+        CloudfarmError: for whatever the world may do to a database. Other errors are bugs and pass as they are.
     """
     try:
         yield
@@ -80,22 +80,23 @@ def our_errors(taken: str = "") -> Iterator[None]:
         # The drivers raise these bare: a refused connection, and a number of more than 64 bits on SQLite.
         kind = InvalidInputError if isinstance(error, OverflowError) else UnavailableError
         raise kind(f"{_DETAILS[kind]}: {error}") from error
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.Error) as error:
         found = kind_of(error)
         if found is None:
             raise
-        if found is AlreadyExistsError and taken:
-            raise found(taken) from error
-        raise found(f"{_DETAILS[found]}: {error.orig}") from error
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        detail = taken if found is AlreadyExistsError and taken else f"{_DETAILS[found]}: {cause}"
+        raise found(detail) from error
 
 
-def kind_of(error: DBAPIError) -> type[CloudfarmError] | None:
+def kind_of(error: DBAPIError | sqlite3.Error) -> type[CloudfarmError] | None:
     """Return the class of ours that a driver's error is, or None if it is a bug."""
-    cause = error.orig
+    cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, sqlite3.Error):
         name: str = getattr(cause, "sqlite_errorname", "")
         family = next((kind for prefix, kind in _SQLITE_FAMILIES.items() if name.startswith(prefix)), None)
         return _SQLITE.get(name, family)
     sqlstate: str = getattr(cause, "sqlstate", None) or ""
     known = _SQLSTATES.get(sqlstate, _SQLSTATE_CLASSES.get(sqlstate[:2]))
-    return known or (UnavailableError if error.connection_invalidated else None)
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return known or (UnavailableError if lost else None)

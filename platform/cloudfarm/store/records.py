@@ -45,7 +45,7 @@ class Records(Generic[R]):
         self._fields = [column for column in table.c if column.name in kind.__dataclass_fields__]  # type: ignore[attr-defined]
 
     async def insert(self, record: R, *, taken: str = "") -> None:
-        """Store a new record; raises AlreadyExistsError with ``taken`` if a unique value of it is there already."""
+        """Store a new record; ``taken`` is what AlreadyExistsError says of a unique value that is there."""
         values = self.values(record)
         await self.transaction.write(
             insert(self.table).values(values),

@@ -1,5 +1,6 @@
 """The database's schema: brought to the newest revision by Alembic, and checked before use."""
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ HEAD = "0001"
 """The newest revision; a test holds it to the newest file in ``migrations/versions``."""
 _LOCK = 0x636C6F7564
 """PostgreSQL's advisory lock of those who migrate: the letters ``cloud``."""
+_WAL_ATTEMPTS = 100
 
 
 async def migrate(url: str) -> None:
@@ -39,7 +41,7 @@ async def with_alembic(url: str, work: Callable[[Config], None]) -> None:
                 await _use_wal(writers)
             async with writers.begin() as connection:
                 if connection.dialect.name == "postgresql":
-                    # SQLite's writer is alone from its BEGIN IMMEDIATE on; here a lock that lasts until the commit.
+                    # SQLite's writer is alone from its BEGIN on; here a lock that lasts until the commit.
                     await connection.execute(text("SET LOCAL lock_timeout = 0"))
                     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
                 await connection.run_sync(lambda inner: work(_config(inner)))
@@ -59,7 +61,7 @@ async def check_revision(engine: AsyncEngine) -> None:
             found = await connection.run_sync(_revision)
     if found != HEAD:
         raise UnavailableError(
-            f"the database's schema is {found or 'empty'}, not {HEAD}; migrate it with this version of the farm first",
+            f"the database's schema is {found or 'empty'}, not {HEAD}; migrate it with this version of the farm",
         )
 
 
@@ -73,16 +75,31 @@ def _revision(connection: Connection) -> str | None:
 
 
 async def _use_wal(engine: AsyncEngine) -> None:
-    # Readers and the writer go on beside each other only with a write-ahead log. The file remembers it. The driver's
-    # own connection is used, because it cannot be changed inside a transaction.
+    # Readers and the writer go on beside each other only with a write-ahead log. The file remembers it. The
+    # driver's own connection is used, because the mode cannot be changed inside a transaction.
     async with engine.connect() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        async with driver.execute("PRAGMA journal_mode = WAL") as cursor:
-            (mode,) = await cursor.fetchone()
+        mode = await _set_wal(driver)
     if mode != "wal":
         raise UnavailableError(
             "SQLite cannot keep its write-ahead log there; use a local disk, or PostgreSQL"
         )
+
+
+async def _set_wal(driver: Any) -> str:
+    for _ in range(_WAL_ATTEMPTS):
+        try:
+            async with driver.execute("PRAGMA journal_mode = WAL") as cursor:
+                (mode,) = await cursor.fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY":
+                raise
+            # Another starter is at the same switch, for which SQLite does not wait; for a transaction it does.
+            await driver.execute("BEGIN IMMEDIATE")
+            await driver.execute("ROLLBACK")
+        else:
+            return str(mode)
+    raise UnavailableError("others have kept SQLite from switching to its write-ahead log")
 
 
 def _config(connection: Connection) -> Config:

@@ -15,7 +15,7 @@ from cloudfarm.domain.status import Transition
 from cloudfarm.domain.workload import Job, Service
 from cloudfarm.errors import CloudfarmError
 from cloudfarm.store.faults import our_errors
-from cloudfarm.store.records import Records
+from cloudfarm.store.records import Records  # noqa: TC001 - one import style for all
 from cloudfarm.store.repositories.access import SqlCredentials, SqlTenants
 from cloudfarm.store.repositories.farm import FarmState
 from cloudfarm.store.repositories.history import SqlEvents, SqlLedger
@@ -103,7 +103,7 @@ class SqlUnitOfWork:
         return await self._farm.take_epoch()
 
     async def check_epoch(self, epoch: int) -> None:
-        """Raise FencedError if a newer epoch was taken; a writer keeps any from being taken before the commit."""
+        """Raise FencedError if a newer epoch was taken; a writer lets none be taken before the commit."""
         await self._farm.check_epoch(epoch)
 
     async def heartbeat(self, now_ms: int) -> None:

@@ -16,7 +16,7 @@ from cloudfarm.domain.ledger import LedgerEntry, amount
 from cloudfarm.domain.status import JobStatus, LeaseStatus, ServiceStatus, transition
 from cloudfarm.domain.tenant import Credential, CredentialKind, Role, Tenant, hash_secret, new_secret
 from cloudfarm.domain.workload import Job, ModelVersion
-from cloudfarm.ports import UnitOfWork
+from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.fake_farm import make_host
@@ -38,7 +38,7 @@ class FrontDoor:
 
     context: ApiContext
     app: FastAPI
-    store: MemoryStore
+    store: Store
     clock: ManualClock
     live_logs: FakeLiveLogs
     inference: FakeInference
@@ -164,10 +164,14 @@ class FrontDoor:
 
 @asynccontextmanager
 async def open_front_door(
-    folder: Path, *, hosts: tuple[Host, ...] = (make_host("h0"), make_host("h1")), **settings: Any
+    folder: Path,
+    *,
+    hosts: tuple[Host, ...] = (make_host("h0"), make_host("h1")),
+    store: Store | None = None,
+    **settings: Any,
 ) -> AsyncIterator[FrontDoor]:
-    """Open a front door over an empty store; its files go into the folder."""
-    store, clock = MemoryStore(), ManualClock()
+    """Open a front door over an empty store, by default in memory; its files go into the folder."""
+    store, clock = store or MemoryStore(), ManualClock()
     live_logs, inference, nudge = FakeLiveLogs(), FakeInference(), FakeNudge()
     context = ApiContext(
         store=store,

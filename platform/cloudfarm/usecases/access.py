@@ -71,8 +71,7 @@ class Principal:
             raise ForbiddenError(f"the token is good, but its role is {self.role} and this needs {role}")
 
     def scope(self, tenant: str | None) -> str | None:
-        """Return the tenant whose things are meant: the principal's own; for an operator the one named, or
-        all.
+        """Return the tenant whose things are meant: the principal's own; an operator's is the one named, or all.
 
         Raises:
             NotFoundError: if a tenant's principal asks for another tenant.

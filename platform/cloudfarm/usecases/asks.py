@@ -87,8 +87,10 @@ async def check_ask(uow: UnitOfWork, settings: Settings, tenant_id: str, ask: As
         LimitExceededError: if it is beyond the tenant's limit.
         ImpossibleShapeError: if no placement on the empty farm exists.
         TooManyError: if the tenant has too many leases waiting.
-        UnavailableError: if the farm has not yet seen its hosts.
+        UnavailableError: if the farm is being stopped, or has not yet seen its hosts.
     """
+    if await uow.is_stopping():
+        raise UnavailableError("the farm is being stopped; ask again when it is up")
     limit = limit_of(await uow.tenants.get(tenant_id), settings)
     total = ask.shape.total_milli_gpus
     if total > limit:

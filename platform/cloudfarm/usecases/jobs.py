@@ -201,13 +201,13 @@ def _job_of(
     owns_lease: bool,
 ) -> Job:
     # The entrypoint's CPUs, GPUs and memory made the lease. They are not passed on: Ray would set them aside
-    # for the driver alone, and the job's own tasks would wait for ever for what is left of a slice. The
-    # selector has the lease in it although whoever submits to Ray adds it as well: no order of merging the
-    # two may lead out of the lease.
+    # for the driver alone, and the job's own tasks would wait for ever for what is left of a slice.
     resources: dict[str, Any] = {}
     if request.resources:
         resources["entrypoint_resources"] = dict(request.resources)
     if request.label_selector:
+        # The lease is in it although whoever submits to Ray adds it as well: no order of merging the two may
+        # lead out of the lease.
         resources["entrypoint_label_selector"] = {**request.label_selector, LEASE_KEY: lease.id}
     return Job(
         id=new_id("j"),

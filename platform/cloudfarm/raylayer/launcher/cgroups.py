@@ -163,7 +163,7 @@ class Cgroup:
         return int(text) if text else None
 
     def remove(self) -> None:
-        """Remove the group. A process that has just died holds it for a moment, and no event tells its end."""
+        """Remove the group. A process just dead holds it for a moment, and no event tells when not."""
         deadline = time.monotonic() + REMOVE_TIMEOUT_S
         for directory in set(self.dirs.values()):
             for sub in sorted((d for d in directory.rglob("*") if d.is_dir()), reverse=True):

@@ -16,7 +16,7 @@ _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.ins
 
 
 class FarmState:
-    """The farm's one row, and its hosts. See :class:`cloudfarm.ports.UnitOfWork` for what the methods promise."""
+    """The farm's one row, and its hosts: see :class:`cloudfarm.ports.UnitOfWork`."""
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
@@ -34,8 +34,8 @@ class FarmState:
     async def check_epoch(self, epoch: int) -> None:
         """Raise FencedError unless this is the epoch in force; a writer holds it until the commit.
 
-        On PostgreSQL by the row's lock; on SQLite a writer is alone anyway. A higher epoch than the stored one comes
-        from a database that was since put back from a backup: that number may be given out once more.
+        On PostgreSQL by the row's lock; on SQLite a writer is alone anyway. A higher epoch than the stored one
+        comes from a database that was since put back from a backup: that number may be given out once more.
         """
         query = select(rows.farm.c.epoch)
         if self._transaction.may_write:

@@ -41,8 +41,8 @@ class SqlLedger:
         if lease_id is not None:
             where.append(table.c.lease_id == lease_id)
         if from_ms is not None:
-            # An entry of no length touches the interval that holds its instant. The first condition says less than
-            # the second, but it is the one that the index serves.
+            # An entry of no length touches the interval that holds its instant. The first condition says less
+            # than the second, but it is the one that the index serves.
             where += [table.c.end_ms >= from_ms, (table.c.end_ms > from_ms) | (table.c.start_ms >= from_ms)]
         if until_ms is not None:
             where.append(table.c.start_ms < until_ms)

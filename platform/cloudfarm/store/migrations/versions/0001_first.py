@@ -13,8 +13,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# Bytes decide the order, as they do in SQLite and Python: a locale's order differs between machines, and an index
-# kept in it is broken by an upgrade of the C library.
+# Bytes decide the order, as they do in SQLite and Python: a locale's order differs between machines, and an
+# index kept in it is broken by an upgrade of the C library.
 WORDS = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 APPEND_ONLY = {"ledger": "lease_id = NEW.lease_id AND segment = NEW.segment", "events": "id = NEW.id"}
@@ -40,7 +40,7 @@ def seal_on_sqlite() -> None:
         for verb in ("UPDATE", "DELETE"):
             op.execute(f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} {refuse}")
         # INSERT OR REPLACE takes the old row away without a DELETE that a trigger would see.
-        there = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"
+        there = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"  # noqa: S608 - our own names
         op.execute(f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN {there} {refuse}")
 
 
@@ -55,7 +55,7 @@ def seal_on_postgresql() -> None:
         """,
     )
     for table in APPEND_ONLY:
-        # Once a statement, not once a row: TRUNCATE has no rows, and a DELETE that finds none is refused as well.
+        # Once a statement, not once a row: TRUNCATE has no rows, and a DELETE that finds none is refused too.
         op.execute(
             f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()",

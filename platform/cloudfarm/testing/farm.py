@@ -1,0 +1,117 @@
+"""A whole farm in memory: the real steward over the memory store and the fakes, moved on by hand."""
+
+from dataclasses import dataclass, field, replace
+
+from cloudfarm.domain.lease import Ask, Lease, LeaseKind
+from cloudfarm.domain.quantities import parse_shape
+from cloudfarm.domain.status import Target
+from cloudfarm.domain.tenant import Tenant
+from cloudfarm.domain.workload import Job, Service
+from cloudfarm.steward.act import Actor
+from cloudfarm.steward.admission import first_come
+from cloudfarm.steward.loop import Steward
+from cloudfarm.steward.observe import Observer
+from cloudfarm.steward.view import Policy
+from cloudfarm.testing.clock import ManualClock
+from cloudfarm.testing.fake_farm import GIB, FakeHosts, FakeRayJobs, FakeServing, FakeWatch, make_host
+from cloudfarm.testing.memory_artifacts import MemoryArtifacts
+from cloudfarm.testing.memory_store import MemoryStore
+
+POLICY = Policy(start_timeout_ms=60_000, notice_ms=30_000, host_lost_ms=60_000)
+MAX_STEPS = 50
+
+
+@dataclass(slots=True)
+class MemoryFarm:
+    """Two hosts with two GPUs each, tenants ``a`` and ``b``, and a steward that may crash at any time."""
+
+    clock: ManualClock = field(default_factory=ManualClock)
+    store: MemoryStore = field(default_factory=MemoryStore)
+    artifacts: MemoryArtifacts = field(default_factory=MemoryArtifacts)
+    hosts: FakeHosts = field(init=False)
+    ray_jobs: FakeRayJobs = field(default_factory=FakeRayJobs)
+    serving: FakeServing = field(default_factory=FakeServing)
+    watch: FakeWatch = field(default_factory=FakeWatch)
+    steward: Steward = field(init=False)
+    limit_milli_gpus: int = 4000
+
+    def __post_init__(self) -> None:
+        self.hosts = FakeHosts(self.clock, {name: make_host(name) for name in ("h0", "h1")})
+        self.steward = self.new_steward()
+
+    def new_steward(self) -> Steward:
+        """Return another steward over the same world; it acts once it has taken over."""
+        return Steward(
+            store=self.store,
+            clock=self.clock,
+            observer=Observer(self.store, self.clock, self.hosts, self.ray_jobs, self.serving),
+            actor=Actor(
+                self.store, self.clock, self.hosts, self.ray_jobs, self.serving, self.artifacts, POLICY, 1_000_000,
+            ),
+            watch=self.watch,
+            admit=first_come(self.limit_milli_gpus),
+            policy=POLICY,
+            tick_s=1.0,
+            watch_s=1.0,
+        )
+
+    async def begin(self) -> None:
+        """Make the tenants and let the steward take over."""
+        async with self.store.begin() as uow:
+            for name in ("a", "b"):
+                await uow.tenants.add(Tenant(name, name, self.clock.now_ms()))
+            await uow.commit()
+        await self.steward.take_over()
+
+    async def crash(self) -> None:
+        """Lose the steward; another one takes over."""
+        self.steward = self.new_steward()
+        await self.steward.take_over()
+
+    async def settle(self) -> None:
+        """Step until nothing changes any more; time stands still."""
+        for _ in range(MAX_STEPS):
+            changed = await self.steward.step()
+            await self.steward.actor.finish()
+            if not changed:
+                return
+        raise AssertionError(f"the farm did not come to rest within {MAX_STEPS} steps")
+
+    async def request(
+        self, lease_id: str, shape: str, *, tenant: str = "a", hours: float = 1.0, kind: LeaseKind = LeaseKind.MANUAL,
+    ) -> None:
+        """Queue a lease."""
+        ask = Ask(parse_shape(shape), cpus=1, memory_bytes=GIB, duration_ms=int(hours * 3_600_000))
+        lease = Lease(lease_id, tenant, "kim", lease_id, kind, ask, self.clock.now_ms())
+        async with self.store.begin() as uow:
+            await uow.leases.add(lease)
+            await uow.commit()
+
+    async def release(self, lease_id: str) -> None:
+        """Give a lease back."""
+        async with self.store.begin() as uow:
+            await uow.leases.update(replace(await uow.leases.get(lease_id), target=Target.END))
+            await uow.commit()
+
+    async def submit(self, job_id: str, lease_id: str, *, tenant: str = "a", owns_lease: bool = True) -> Job:
+        """Queue a job in a lease."""
+        job = Job(job_id, tenant, "kim", job_id, lease_id, owns_lease, "python x.py", self.clock.now_ms())
+        async with self.store.begin() as uow:
+            await uow.jobs.add(job)
+            await uow.commit()
+        return job
+
+    async def lease(self, lease_id: str) -> Lease:
+        """Return a lease as stored."""
+        async with self.store.begin(write=False) as uow:
+            return await uow.leases.get(lease_id)
+
+    async def job(self, job_id: str) -> Job:
+        """Return a job as stored."""
+        async with self.store.begin(write=False) as uow:
+            return await uow.jobs.get(job_id)
+
+    async def service(self, service_id: str) -> Service:
+        """Return a service as stored."""
+        async with self.store.begin(write=False) as uow:
+            return await uow.services.get(service_id)

@@ -1,0 +1,48 @@
+"""The artifact store in memory."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from cloudfarm.errors import NotFoundError, StorageFullError, TooLargeError
+
+
+@dataclass(slots=True)
+class MemoryArtifacts:
+    """Implements :class:`cloudfarm.ports.Artifacts`."""
+
+    files: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+    full: bool = False
+    """Whether there is no room for another byte."""
+
+    def uri(self, *parts: str) -> str:
+        """Return where the parts would lie."""
+        return "/".join(("memory:", *parts))
+
+    async def write(self, *parts: str, data: AsyncIterator[bytes], max_bytes: int) -> int:
+        """Store a file whole or not at all."""
+        if self.full:
+            raise StorageFullError("no room")
+        whole = b"".join([piece async for piece in data])
+        if len(whole) > max_bytes:
+            raise TooLargeError(f"more than {max_bytes} bytes")
+        self.files[parts] = whole
+        return len(whole)
+
+    async def read(self, *parts: str) -> bytes:
+        """Return a file."""
+        try:
+            return self.files[parts]
+        except KeyError:
+            raise NotFoundError("/".join(parts)) from None
+
+    async def exists(self, *parts: str) -> bool:
+        """Whether there is such a file."""
+        return parts in self.files
+
+    async def list(self, *parts: str) -> Sequence[str]:
+        """Return the names in a folder."""
+        return sorted({path[len(parts)] for path in self.files if path[: len(parts)] == parts and len(path) > len(parts)})
+
+    async def delete(self, *parts: str) -> None:
+        """Remove a file or folder."""
+        self.files = {path: data for path, data in self.files.items() if path[: len(parts)] != parts}

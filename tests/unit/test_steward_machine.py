@@ -1,0 +1,179 @@
+"""Whatever happens in whatever order: no GPU is leased twice, the ledger is exact, nothing outlives its lease.
+
+A Hypothesis state machine over the real steward with the memory store and fake hosts: leases and jobs come and go,
+nodes die, hosts fall silent, refuse to start or to kill, Ray does not answer, the steward crashes and is fenced.
+"""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from cloudfarm.domain.lease import LeaseKind
+from cloudfarm.domain.status import JobStatus, LeaseStatus
+from cloudfarm.errors import FencedError
+from cloudfarm.steward.decide import decide
+from cloudfarm.testing.farm import MemoryFarm
+from cloudfarm.testing.invariants import check_invariants
+
+HOSTS = st.sampled_from(["h0", "h1"])
+SHAPES = st.sampled_from(["0.25", "0.5", "2x0.5", "1", "2", "4x1", "3x0.3", "0"])
+
+
+class FarmMachine(RuleBasedStateMachine):
+    leases = Bundle("leases")
+    jobs = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.farm = MemoryFarm()
+        self.count = 0
+
+    def do(self, work):
+        return self.loop.run_until_complete(work)
+
+    def teardown(self) -> None:
+        self.calm()
+        self.do(self.everything_ends())
+        self.loop.close()
+
+    def calm(self) -> None:
+        hosts = self.farm.hosts
+        for knob in (hosts.silent, hosts.slow, hosts.broken, hosts.sticky):
+            knob.clear()
+        self.farm.ray_jobs.down = False
+
+    async def everything_ends(self) -> None:
+        """After all faults are gone and every lease was given back, nothing is left and all is accounted for."""
+        farm = self.farm
+        async with farm.store.begin(write=False) as uow:
+            waiting = list(await uow.leases.list(open_only=True))
+        for lease in waiting:
+            await farm.release(lease.id)
+        await farm.settle()
+        assert farm.hosts.nodes == {}
+        async with farm.store.begin(write=False) as uow:
+            assert list(await uow.leases.list(open_only=True)) == []
+            assert list(await uow.jobs.list(open_only=True)) == []
+        await check_invariants(farm.store)
+
+    @initialize()
+    def begin(self) -> None:
+        self.do(self.farm.begin())
+
+    def new_id(self, letter: str) -> str:
+        self.count += 1
+        return f"{letter}{self.count}"
+
+    @rule(target=leases, shape=SHAPES, tenant=st.sampled_from("ab"), hours=st.sampled_from([0.001, 0.01, 1.0]))
+    def request(self, shape: str, tenant: str, hours: float) -> str:
+        lease_id = self.new_id("l")
+        self.do(self.farm.request(lease_id, shape, tenant=tenant, hours=hours))
+        return lease_id
+
+    @rule(target=jobs, shape=SHAPES)
+    def submit(self, shape: str):
+        lease_id, job_id = self.new_id("l"), self.new_id("j")
+        self.do(self.farm.request(lease_id, shape, kind=LeaseKind.JOB))
+        self.do(self.farm.submit(job_id, lease_id))
+        return job_id
+
+    @rule(lease_id=consumes(leases))
+    def release(self, lease_id: str) -> None:
+        self.do(self.farm.release(lease_id))
+
+    @rule(job_id=consumes(jobs), status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]))
+    def job_ends(self, job_id: str, status: JobStatus) -> None:
+        ray_id = f"a.{job_id}"
+        if ray_id in self.farm.ray_jobs.jobs:
+            self.farm.ray_jobs.end(ray_id, status)
+
+    @rule(host=HOSTS, knob=st.sampled_from(["silent", "slow", "broken", "sticky"]), on=st.booleans())
+    def trouble(self, host: str, knob: str, on: bool) -> None:
+        hosts = getattr(self.farm.hosts, knob)
+        if on:
+            hosts.add(host)
+        else:
+            hosts.discard(host)
+
+    @rule(down=st.booleans())
+    def ray_trouble(self, down: bool) -> None:
+        self.farm.ray_jobs.down = down
+
+    @rule(pick=st.randoms(use_true_random=False))
+    def a_node_dies(self, pick) -> None:
+        names = sorted(name for _, name in self.farm.hosts.nodes)
+        if names:
+            self.farm.hosts.lose(pick.choice(names))
+
+    @rule()
+    def the_steward_crashes(self) -> None:
+        old = self.farm.steward
+        self.do(self.farm.crash())
+        with pytest.raises(FencedError):
+            self.do(old.step())
+
+    @rule(seconds=st.sampled_from([0.2, 1, 5, 40, 70]))
+    def time_passes(self, seconds: float) -> None:
+        self.farm.clock.advance(int(seconds * 1000))
+
+    @rule()
+    def step(self) -> None:
+        self.do(self.farm.steward.step())
+        self.do(self.farm.steward.actor.finish())
+
+    @rule()
+    def calm_down_and_settle(self) -> None:
+        self.calm()
+        self.do(self.farm.settle())
+        self.do(self.work_is_conserved())
+
+    async def work_is_conserved(self) -> None:
+        """With no trouble left, every node belongs to a lease that holds capacity, and every active one is whole."""
+        async with self.farm.store.begin(write=False) as uow:
+            leases = await uow.leases.list(open_only=True)
+        owned = {piece.name for lease in leases if lease.status.holds_capacity for piece in lease.slices}
+        running = {name for _, name in self.farm.hosts.nodes}
+        assert running <= owned
+        for lease in leases:
+            if lease.status is LeaseStatus.ACTIVE:
+                assert {piece.name for piece in lease.slices} <= running
+
+    @invariant()
+    def promises_hold(self) -> None:
+        self.do(check_invariants(self.farm.store))
+        self.do(self.no_gpu_is_really_shared_beyond_itself())
+
+    async def no_gpu_is_really_shared_beyond_itself(self) -> None:
+        """Count what runs on the hosts, whatever the store believes."""
+        async with self.farm.store.begin(write=False) as uow:
+            slices = {piece.name: piece for lease in await uow.leases.list() for piece in lease.slices}
+        used: Counter[tuple[str, int]] = Counter()
+        for host, name in self.farm.hosts.nodes:
+            for gpu in slices[name].gpu_indices:
+                used[host, gpu] += slices[name].milli_gpus // len(slices[name].gpu_indices)
+        assert all(milli <= 1000 for milli in used.values()), used
+
+
+TestFarmMachine = FarmMachine.TestCase
+TestFarmMachine.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
+)
+
+
+async def test_a_fenced_steward_changes_nothing_even_with_a_view_from_before() -> None:
+    farm = MemoryFarm()
+    await farm.begin()
+    await farm.request("l1", "0.5")
+    old = farm.steward
+    view = await old.observer.look(old.epoch)
+    decisions = decide(view, admit=old.admit, policy=old.policy)
+    assert decisions
+    await farm.crash()
+    with pytest.raises(FencedError):
+        await old.actor.carry_out(decisions, view, old.epoch)
+    assert (await farm.lease("l1")).status is LeaseStatus.WAITING
