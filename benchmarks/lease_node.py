@@ -116,7 +116,8 @@ def run_stock(address: str, base: Path, run: int, ports: int) -> dict[str, float
     name = f"stock-{run}"
     command = [
         RAY, "start", "--block", f"--address={address}", f"--node-name={name}", "--num-cpus=1",
-        "--num-gpus=1", "--memory=1000000000", f"--object-store-memory={OBJECT_STORE}", f"--temp-dir={base}/s{run}",
+        "--num-gpus=1", "--memory=1000000000", f"--object-store-memory={OBJECT_STORE}",
+        f"--temp-dir={base}/s{run}",
         f"--labels=lease={name}", f"--dashboard-agent-listen-port={ports}",
         f"--metrics-export-port={ports + 1}",
         f"--runtime-env-agent-port={ports + 2}", f"--dashboard-agent-grpc-port={ports + 3}",
@@ -240,8 +241,8 @@ def main() -> None:
     print(f"{'median of ' + str(options.runs):24} {'lease node':>12} {'ray start':>12}")
     for key in ("alive_s", "end_s", "pss_mb", "rss_mb", "processes"):
         print(f"{key:24} {ours[key]:12.2f} {theirs[key]:12.2f}")
-    print(f"ALIVE in {report['alive_ratio']} of the time; PSS {report['pss_ratio']}, "
-          f"{report['pss_ratio_with_zygote']} with the zygote ({ours['zygote_pss_mb']} MB a host)")  # fmt: skip
+    print(f"ALIVE in {report['alive_ratio']} of the time; PSS {report['pss_ratio']},", end=" ")
+    print(f"{report['pss_ratio_with_zygote']} with the zygote ({ours['zygote_pss_mb']} MB, once a host)")
     print(f"{MANY} nodes at once: up in {many['all_up_s']:.2f} s, {many['pss_with_zygote_mb']:.0f} MB in all")
 
 

@@ -52,7 +52,7 @@ class FileArtifacts:
 
     def uri(self, *parts: str) -> str:
         """Return where the parts lie."""
-        return "/".join((self._shown_root, *_checked(parts)))
+        return "/".join((self._shown_root, *checked_parts(parts)))
 
     async def write(self, *parts: str, data: AsyncIterator[bytes], max_bytes: int) -> int:
         """Store a file whole or not at all and return its size.
@@ -117,7 +117,7 @@ class FileArtifacts:
         await self._remove(self._path(parts))
 
     def _path(self, parts: Sequence[str]) -> str:
-        return "/".join((self._root, *_checked(parts)))
+        return "/".join((self._root, *checked_parts(parts)))
 
     async def _remove(self, path: str) -> None:
         def work() -> None:
@@ -139,7 +139,12 @@ class FileArtifacts:
             raise _translated(error) from error
 
 
-def _checked(parts: Sequence[str]) -> Sequence[str]:
+def checked_parts(parts: Sequence[str]) -> Sequence[str]:
+    """Return the parts of a path if each may name a file or folder.
+
+    Raises:
+        InvalidInputError: for the first that might lead out of the root, or that some file system refuses.
+    """
     for part in parts:
         if _PART.fullmatch(part) is None:
             raise InvalidInputError(

@@ -15,12 +15,10 @@ from cloudfarm.errors import (
     TooLargeError,
     UnavailableError,
 )
-
-HERE = ("tenants", "alpha", "packages")
-
-
 from cloudfarm.ports import Artifacts
 from cloudfarm.testing.memory_artifacts import MemoryArtifacts
+
+HERE = ("tenants", "alpha", "packages")
 
 
 @pytest.fixture(params=["memory", "local", "subtree", "mock"])

@@ -280,9 +280,11 @@ def test_watch_stops_what_leaves_its_lease(farm: Farm) -> None:
     looks = farm.root / "looks"
     with farm.watched(looks):
         _until(lambda: _all_stopped(_looks(looks)), 60, "the strays")
-    for job in jobs:
-        job.kill()
-        job.communicate()
+    clean, wrong = jobs[1:]
+    for job in (clean, wrong):  # their drivers were stopped, so these end by themselves
+        job.communicate(timeout=30)
+    jobs[0].kill()
+    jobs[0].communicate()
 
     found: dict[tuple[str, str], dict[str, Any]] = {}
     last_seen: dict[str, float] = {}

@@ -271,7 +271,12 @@ def test_nodes_outlive_the_zygote_and_the_state_directory(rig: Callable[..., Rig
     restarted.kill("orphan")
     one.assert_nothing_left("orphan")
     one.up(one.spec("next"))
-    assert one.launcher.warm_up() != zygote
+    second = one.launcher.warm_up()
+    assert second != zygote
+    (one.home / "state" / "zygote.sock").unlink()
+    assert one.launcher.warm_up() != second
+    assert procs.read_proc(second) is None or not procs.read_proc(second).alive
+    assert [record.phase for record in one.launcher.records()] == ["up"]
 
 
 @pytest.mark.parametrize("mode", MODES)

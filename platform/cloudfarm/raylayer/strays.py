@@ -47,6 +47,8 @@ class Stray:
     """The submission whose driver sent it there; empty for a driver that the tenant's code started itself."""
     address: str = field(default="", repr=False)
     """Where the process answers (`host:port`); empty for a placement group."""
+    driver_address: str = field(default="", repr=False)
+    """Where the driver of its job answers; empty when that driver has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ def _stray(
     """Describe one stray."""
     other = farm.lease_of_node[node_id]
     place = f"lease {other}" if other else "the control plane"
+    job = farm.jobs.get(job_id)
     what = f"{kind.replace('_', ' ')} {name or id_[:12]}"
     return Stray(
         kind=kind,
@@ -203,8 +206,14 @@ def _stray(
         pid=pid,
         reason=f"{what} of job {job_id} belongs to lease {lease} but runs on {place}",
         submission_id=_submission_of(farm, job_id),
-        address=f"{address.ip_address}:{address.port}" if address is not None else "",
+        address=_host_port(address) if address is not None else "",
+        driver_address=_host_port(job.driver_address) if job is not None and not job.is_dead else "",
     )
+
+
+def _host_port(address: Any) -> str:
+    """Return where a process answers, from any record with its `ip_address` and `port`."""
+    return f"{address.ip_address}:{address.port}"
 
 
 def _submission_of(farm: Snapshot, job_id: str) -> str:
@@ -214,7 +223,9 @@ def _submission_of(farm: Snapshot, job_id: str) -> str:
     believed only if that submission's supervisor lives on the very node where the driver runs.
     """
     job = farm.jobs.get(job_id)
-    submission_id: str = job.config.metadata.get(_METADATA_SUBMISSION, "") if job is not None else ""
+    if job is None:
+        return ""
+    submission_id: str = job.config.metadata.get(_METADATA_SUBMISSION, "")
     supervisor = _SUPERVISOR_NAME.format(submission_id)
     for actor in farm.actors.values():
         if actor.name == supervisor and actor.address.node_id == job.driver_address.node_id:

@@ -127,6 +127,15 @@ class Watch:
         else:
             self._kill_process(stray.address)
 
+    def stop_driver(self, stray: Stray) -> None:
+        """Stop the driver of the stray's job, and by that the job: for drivers that belong to no submission.
+
+        Raises:
+            grpc.RpcError: The process did not answer.
+        """
+        if stray.driver_address:
+            self._kill_process(stray.driver_address)
+
     def _kill_process(self, address: str) -> None:
         """Make a worker or driver exit now; "kill no actor" is what a process without an actor obeys."""
         with init_grpc_channel(address) as channel:

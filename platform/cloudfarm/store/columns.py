@@ -25,7 +25,7 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
-        """Return the database's type; PostgreSQL would order by its locale, where a hyphen counts for nothing."""
+        """Return the database's type; PostgreSQL's own order is its locale's, where a hyphen is nothing."""
         return Text(collation="C" if dialect.name == "postgresql" else None)
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's

@@ -82,7 +82,7 @@ def make_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
     if parsed.get_backend_name() == "sqlite":
         folder = Path(parsed.database or "").absolute().parent
         if not folder.is_dir():
-            # Found out here: when SQLite cannot open its file, the driver's thread may outlive the event loop.
+            # Found out here: when SQLite cannot open its file, the driver's thread outlives the event loop.
             raise UnavailableError(f"there is no folder {folder} for the database")
         # One connection for writing: SQLite has one writer at a time anyway, and the pool's queue is fair and
         # wakes the next at once, where SQLite's busy handler sleeps and tries again.

@@ -70,7 +70,7 @@ def our_errors(taken: str = "") -> Iterator[None]:
         taken: what to say of a unique value that is there already.
 
     Raises:
-        CloudfarmError: for whatever the world may do to a database. Other errors are bugs and pass as they are.
+        CloudfarmError: for what the world may do to a database. Other errors are bugs and pass as they are.
     """
     try:
         yield

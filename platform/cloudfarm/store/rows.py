@@ -1,7 +1,7 @@
 """The tables: one for each record of the domain, with a column for each of its fields, by the same name.
 
-``tests/unit/test_store_rows.py`` holds columns and fields together. Times are milliseconds since the epoch; what
-is never queried is JSON text. A new or changed column needs a migration, which the contract tests demand.
+``tests/unit/test_store_rows.py`` holds columns and fields together. Times are milliseconds since the epoch;
+what is never queried is JSON text. A new or changed column needs a migration; the contract tests demand it.
 """
 
 from enum import StrEnum

@@ -61,7 +61,7 @@ async def check_revision(engine: AsyncEngine) -> None:
             found = await connection.run_sync(_revision)
     if found != HEAD:
         raise UnavailableError(
-            f"the database's schema is {found or 'empty'}, not {HEAD}; migrate it with this version of the farm",
+            f"the database's schema is {found or 'empty'}, not {HEAD}; migrate it with this version",
         )
 
 
@@ -94,7 +94,7 @@ async def _set_wal(driver: Any) -> str:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorname != "SQLITE_BUSY":
                 raise
-            # Another starter is at the same switch, for which SQLite does not wait; for a transaction it does.
+            # Another starter is at the same switch, for which SQLite does not wait; for a BEGIN it does.
             await driver.execute("BEGIN IMMEDIATE")
             await driver.execute("ROLLBACK")
         else:

@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from cloudfarm.errors import NotFoundError, StorageFullError, TooLargeError
+from cloudfarm.artifacts import checked_parts
+from cloudfarm.errors import InvalidInputError, NotFoundError, StorageFullError, TooLargeError
 
 
 @dataclass(slots=True)
@@ -16,20 +17,24 @@ class MemoryArtifacts:
 
     def uri(self, *parts: str) -> str:
         """Return where the parts would lie."""
-        return "/".join(("memory:", *parts))
+        return "/".join(("memory:", *checked_parts(parts)))
 
     async def write(self, *parts: str, data: AsyncIterator[bytes], max_bytes: int) -> int:
         """Store a file whole or not at all."""
+        checked_parts(parts)
         if self.full:
             raise StorageFullError("no room")
-        whole = b"".join([piece async for piece in data])
-        if len(whole) > max_bytes:
-            raise TooLargeError(f"more than {max_bytes} bytes")
-        self.files[parts] = whole
+        whole = bytearray()
+        async for piece in data:
+            whole += piece
+            if len(whole) > max_bytes:
+                raise TooLargeError(f"more than {max_bytes} bytes")
+        self.files[parts] = bytes(whole)
         return len(whole)
 
     async def read(self, *parts: str) -> bytes:
         """Return a file."""
+        checked_parts(parts)
         try:
             return self.files[parts]
         except KeyError:
@@ -45,4 +50,6 @@ class MemoryArtifacts:
 
     async def delete(self, *parts: str) -> None:
         """Remove a file or folder."""
+        if not checked_parts(parts):
+            raise InvalidInputError("the root itself is not deleted")
         self.files = {path: data for path, data in self.files.items() if path[: len(parts)] != parts}

@@ -71,7 +71,10 @@ class Principal:
             raise ForbiddenError(f"the token is good, but its role is {self.role} and this needs {role}")
 
     def scope(self, tenant: str | None) -> str | None:
-        """Return the tenant whose things are meant: the principal's own; an operator's is the one named, or all.
+        """Return the tenant whose things are meant: the principal's own; for operators the one named.
+
+        Returns:
+            None for an operator who names none: everybody's.
 
         Raises:
             NotFoundError: if a tenant's principal asks for another tenant.

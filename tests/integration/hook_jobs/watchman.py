@@ -20,6 +20,8 @@ def main() -> None:
         took = time.time() - start
         for stray in survey.strays:
             watch.stop_stray(stray)
+            if stray.kind == "actor" and not stray.submission_id:
+                watch.stop_driver(stray)
         found = [dataclasses.asdict(stray) for stray in survey.strays]
         print(
             json.dumps({"at": time.time(), "took": took, "strays": found, "silent": survey.silent_nodes}),

@@ -5,11 +5,13 @@ import json
 import os
 import pkgutil
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
+from cloudfarm.raylayer.launcher import procs
 from cloudfarm.raylayer.launcher.spec import NodeSpec
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -46,6 +48,7 @@ def start_node(spec: NodeSpec, init_socket: str, report_fd: int) -> None:
 
     This process then ends; the raylet becomes a child of the node's init, which watches it.
     """
+    signal.signal(signal.SIGCHLD, _fail_early)
     try:
         report = _start_node(spec, init_socket)
     except OSError as error:
@@ -55,6 +58,23 @@ def start_node(spec: NodeSpec, init_socket: str, report_fd: int) -> None:
         report = {"error": f"{type(error).__name__}: {error}"}
         traceback.print_exc()
     os.write(report_fd, json.dumps(report).encode())
+
+
+class ServerEndedError(Exception):
+    """The raylet or the GCS ended while the node was starting."""
+
+
+def _fail_early(*_: object) -> None:
+    """On SIGCHLD: raise if the raylet has died. Ray itself would wait its 30 s for a node that cannot come.
+
+    Not a RuntimeError: Ray's waiting loop takes those for "not yet".
+    """
+    me = os.getpid()
+    for path in procs.PROC.iterdir():
+        proc = procs.read_proc(int(path.name)) if path.name.isdigit() else None
+        if proc and proc.ppid == me and not proc.alive and proc.comm in ("raylet", "gcs_server"):
+            message = f"the {proc.comm} ended during start-up; see its log"
+            raise ServerEndedError(message)
 
 
 def _start_node(spec: NodeSpec, init_socket: str) -> dict[str, Any]:

@@ -151,7 +151,11 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeUsage:
-    """What a node uses now; peaks only where the kernel keeps them."""
+    """What a node uses now; peaks only where the kernel keeps them.
+
+    A control group counts threads in ``pids``, /proc counts processes (``source`` says which); memory is what
+    the group is charged, or the sum of proportional set sizes.
+    """
 
     cpu_s: float
     memory_bytes: int

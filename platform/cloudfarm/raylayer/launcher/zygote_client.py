@@ -63,6 +63,7 @@ class ZygoteClient:
                 return int(found["pid"])
             if found:
                 self._quit(found)
+            self._kill_unreachable()
             self._spawn(wanted)
             found = self._ask({"op": "ping"})
             if not found:
@@ -86,6 +87,12 @@ class ZygoteClient:
             found = self._ask({"op": "ping"})
             if found:
                 self._quit(found)
+            self._kill_unreachable()
+
+    def _kill_unreachable(self) -> None:
+        """Kill zygotes of this farm that nobody can reach: their socket was lost with the state directory."""
+        wanted = state.zygote_title(self.where.farm)
+        procs.kill_and_wait([p for p in procs.snapshot().values() if procs.title(p.pid) == wanted], 10.0)
 
     def _quit(self, found: dict[str, Any]) -> None:
         proc = procs.read_proc(int(found["pid"]))

@@ -34,8 +34,8 @@ class FarmState:
     async def check_epoch(self, epoch: int) -> None:
         """Raise FencedError unless this is the epoch in force; a writer holds it until the commit.
 
-        On PostgreSQL by the row's lock; on SQLite a writer is alone anyway. A higher epoch than the stored one
-        comes from a database that was since put back from a backup: that number may be given out once more.
+        On PostgreSQL by the row's lock; on SQLite a writer is alone anyway. A higher epoch than the stored
+        one is from before the database was put back from a backup: that number may be given out once more.
         """
         query = select(rows.farm.c.epoch)
         if self._transaction.may_write:

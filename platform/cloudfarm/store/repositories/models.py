@@ -31,7 +31,7 @@ class SqlModels:
         manifest: Mapping[str, Any],
         now_ms: int,
     ) -> ModelVersion:
-        """Store a model under its name's next number, or return the one that the job reported by that name before.
+        """Store a model under its name's next number; of one job and name, return the one stored before.
 
         Raises:
             NotFoundError: if there is no such tenant.

@@ -1,0 +1,119 @@
+"""Jobs on a running farm: the stock command line, confinement of two tenants, what is left when a lease ends."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import HOOK_SCRIPTS, RunningFarm, Tenant, until
+
+pytestmark = [pytest.mark.farm, pytest.mark.timeout(300), pytest.mark.usefixtures("clean_farm")]
+
+
+def test_the_stock_command_line_makes_the_round_trip(tenants: tuple[Tenant, Tenant], tmp_path: Path) -> None:
+    univ, _ = tenants
+    goes = tmp_path / "go"
+    submission_id = univ.start_job("python", "wait.py", str(goes), metadata={"gpus": "0.5"})
+    univ.wait_job(submission_id, "RUNNING")
+    until(lambda: "holding" in univ.ray("job", "logs", submission_id).stdout, "the log")
+    assert submission_id in univ.ray("job", "list", by="token").stdout
+    assert "RUNNING" in univ.ray("job", "status", submission_id, by="token").stdout + univ.ray("job", "status", submission_id).stderr
+    stopped = univ.ray("job", "stop", submission_id)
+    assert "was stopped" in stopped.stdout + stopped.stderr
+    assert univ.wait_job(submission_id)["status"] == "STOPPED"
+    assert "holding" in univ.logs(submission_id)  # archived: the lease node is gone
+    univ.ray("job", "delete", submission_id)
+    assert submission_id not in univ.ray("job", "list").stdout
+
+
+def test_submit_and_wait_follows_the_log_to_the_end(tenants: tuple[Tenant, Tenant]) -> None:
+    univ, _ = tenants
+    metadata = json.dumps({"gpus": "2x0.5"})
+    files = str(Path(__file__).parent / "farm_jobs")
+    run = univ.ray("job", "submit", "--metadata-json", metadata, "--working-dir", files, "--", "python", "hello.py", by="token")
+    assert "nodes 2" in run.stdout, run.stdout
+    assert "succeeded" in run.stdout + run.stderr
+
+
+def test_a_job_waits_in_the_queue_and_says_why(farm: RunningFarm, tenants: tuple[Tenant, Tenant], tmp_path: Path) -> None:
+    univ, solar = tenants
+    held = solar.hold("4x0.9")
+    submission_id = univ.start_job("python", "wait.py", str(tmp_path / "x"), metadata={"gpus": "0.5"})
+    waiting = until(lambda: (job := univ.job(submission_id))["message"].startswith("waits") and job, "the reason")
+    assert waiting["status"] == "PENDING"
+    assert "place 1 in the queue" in waiting["message"]
+    univ.ray("job", "stop", "--no-wait", submission_id)
+    assert univ.wait_job(submission_id)["status"] == "STOPPED"
+    solar.release(held["id"])
+
+
+def seen(log: str) -> dict[str, list[str]]:
+    line = next(line for line in log.splitlines() if line.startswith("SEEN"))
+    return json.loads(line.removeprefix("SEEN"))
+
+
+def test_two_tenants_at_once_stay_in_their_leases(tenants: tuple[Tenant, Tenant]) -> None:
+    univ, solar = tenants
+    ours = univ.hold("2x0.5", name="ours", memory="4GiB")
+    theirs = solar.hold("2x0.5", name="theirs")
+    assert {piece["host"] for piece in ours["slices"] + theirs["slices"]} <= {"h0", "h1"}
+    first = univ.start_job("python", "work.py", "tasks,core,data,train", metadata={"lease": "ours"}, files=HOOK_SCRIPTS)
+    second = solar.start_job("python", "work.py", "tasks,core", metadata={"lease": theirs["id"]}, files=HOOK_SCRIPTS)
+    for tenant, job, lease in ((univ, first, ours), (solar, second, theirs)):
+        ended = tenant.wait_job(job, timeout_s=240)
+        log = tenant.logs(job)
+        assert ended["status"] == "SUCCEEDED", ended["message"] + log[-3000:]
+        places = seen(log)
+        assert {"driver", "task", "nested", "actor", "placement group"} <= set(places)
+        assert {part: leases for part, leases in places.items() if leases != [lease["id"]]} == {}
+    assert {"data task", "data actor", "train worker"} <= set(seen(univ.logs(first)))
+
+
+def test_a_driver_that_breaks_out_is_stopped(farm: RunningFarm, tenants: tuple[Tenant, Tenant], tmp_path: Path) -> None:
+    univ, solar = tenants
+    solar_lease = solar.hold("0.5", cpus=4)
+    notes = tmp_path / "notes"
+    job = univ.start_job(
+        "python", "escape.py", "strip", solar_lease["id"], str(notes), metadata={"gpus": "0"}, files=HOOK_SCRIPTS,
+    )
+    until(lambda: notes.exists() and "actor" in notes.read_text(), "the escape", 120)
+    out_at = float(next(line for line in notes.read_text().splitlines() if line.startswith("actor")).split()[1])
+    with farm.operator as operator:
+        event = until(
+            lambda: next((e for e in operator.get("/v1/events", limit=200) if e["kind"] == "watch.stopped"), None),
+            "the watch",
+            10,
+        )
+    assert time.time() - out_at < 8  # 5 s to be stopped, and the time to look
+    assert "belongs to lease" in event["message"]
+    ended = univ.wait_job(job)
+    assert ended["status"] in ("FAILED", "STOPPED")
+    assert solar.lease(solar_lease["id"])["status"] == "ACTIVE"
+
+
+def test_a_lease_that_ends_takes_every_process_with_it(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], tmp_path: Path,
+) -> None:
+    univ, _ = tenants
+    lease = univ.hold("0.5")
+    job = univ.start_job("python", "stubborn.py", str(tmp_path), metadata={"lease": lease["id"]})
+    beats = [tmp_path / "ignores-sigterm", tmp_path / "double-forked"]
+    until(lambda: all(beat.exists() and beat.read_text() for beat in beats), "the processes", 90)
+    ended = univ.release(lease["id"])
+    assert ended["reason"] == "released"
+    last = [beat.read_text() for beat in beats]
+    time.sleep(0.5)  # ten beats of a process that lived on
+    assert [beat.read_text() for beat in beats] == last
+    assert farm.processes(f"CLOUDFARM_LEASE={lease['id']}") == []
+    assert univ.wait_job(job)["status"] == "STOPPED"
+
+
+def test_a_time_limit_gives_notice_and_ends_the_lease(tenants: tuple[Tenant, Tenant]) -> None:
+    univ, _ = tenants
+    lease = univ.hold("0.25", hours="0.002")
+    ended = univ.wait_lease(lease["id"], "ENDED")
+    assert ended["reason"] == "expired"
+    with univ.client as client:
+        kinds = [event["kind"] for event in client.get("/v1/events", subject=lease["id"])]
+    assert "lease.notice" in kinds
