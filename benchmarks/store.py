@@ -4,8 +4,8 @@
 
 The databases are migrated and filled; what is in them stays. Without a URL, SQLite in a temporary folder. A
 unit of work adds one lease, or makes one status change as the steward makes it: check the epoch, read the
-lease, store lease and event, commit. ``--writers`` such units are always under way, as the steward's decisions
-and the API's requests are.
+lease, store lease and event, commit. ``--writers`` such units are always under way, as the decisions of the
+steward and the requests of the API are.
 """
 
 import argparse

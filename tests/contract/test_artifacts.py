@@ -145,6 +145,24 @@ async def test_a_reader_never_sees_a_half(artifacts: Artifacts):
     assert await artifacts.read(*HERE, "a") == b"newnewnew"
 
 
+async def test_no_half_file_stays_on_the_disk(tmp_path: Path):
+    """Listing does not show them, so here the disk itself is looked at."""
+    artifacts = FileArtifacts(str(tmp_path))
+
+    async def broken():
+        yield b"half"
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        await artifacts.write(*HERE, "a", data=broken(), max_bytes=1000)
+    with pytest.raises(TooLargeError):
+        await put(artifacts, "a", b"x" * 2000)
+    await put(artifacts, "b", b"x")
+    disk = pa_fs.LocalFileSystem()
+    found = disk.get_file_info(pa_fs.FileSelector(str(tmp_path), recursive=True))
+    assert [each.base_name for each in found if each.is_file] == ["b"]
+
+
 @pytest.mark.parametrize(
     "part",
     [

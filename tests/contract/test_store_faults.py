@@ -114,6 +114,31 @@ class TestCrash:
         assert len(found) <= len(told) + 1
 
 
+class TestCancelled:
+    @pytest.mark.parametrize("write", [True, False])
+    async def test_at_any_moment_and_nothing_is_left_held(self, sql, write):
+        await add(sql, leases=[make_lease()])
+
+        async def work():
+            async with sql.begin(write=write) as uow:
+                lease = await uow.leases.get("l1")
+                if write:
+                    await uow.leases.update(lease)
+                    await uow.commit()
+
+        for turns in range(0, 400, 16):
+            task = asyncio.create_task(work())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None
+        # More at once than there are connections: were one lost, these would wait for it.
+        await asyncio.gather(*(add(sql, leases=[make_lease(f"n{number}")]) for number in range(20)))
+        found = await asyncio.gather(*(look(sql, lambda uow: uow.leases.list()) for _ in range(20)))
+        assert {len(leases) for leases in found} == {21}
+
+
 class TestLocks:
     @pytest.fixture(autouse=True)
     def _no_patience(self, monkeypatch):

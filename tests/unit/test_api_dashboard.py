@@ -102,6 +102,12 @@ async def test_headers_up(door: FrontDoor, upstream: Upstream):
         assert door.tokens["operator"] not in str(request.headers)
 
 
+async def test_a_head_is_passed_as_one(door: FrontDoor, upstream: Upstream):
+    """The UI asks so for the size of logs that would not fit into an answer."""
+    assert (await door.call("operator", "HEAD", "/dashboard/api/v0/logs/file")).content == b""
+    assert [request.method for request in upstream.requests] == ["HEAD"]
+
+
 async def test_headers_down(door: FrontDoor, upstream: Upstream):
     upstream.status, upstream.text = 302, "moved"
     upstream.headers = {

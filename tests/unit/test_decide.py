@@ -144,6 +144,14 @@ def test_notice_comes_before_the_end_and_the_end_at_its_time() -> None:
     assert end.reason is EndReason.EXPIRED
 
 
+def test_a_drained_node_that_goes_idle_is_not_lost() -> None:
+    pieces = tuple(Slice("l1", index, "h0", (index,), 500, 2, GIB, node_id=f"ray-l1-{index}") for index in range(2))
+    near = running(ends_ms=NOW + 20_000, noticed_ms=NOW - 5_000, slices=pieces)
+    assert decided(view(near, hosts=(host(node("l1-1")),))) == []
+    (end,) = decided(view(near, hosts=(host(node("l1-0", NodePhase.EXITED)),)))
+    assert (end.reason, end.at_ms) == (EndReason.EXPIRED, NOW)
+
+
 def test_an_ending_lease_is_killed_and_finished_only_when_nothing_is_left() -> None:
     ending = running(status=LeaseStatus.ENDING, ending_ms=NOW - 500, reason=EndReason.RELEASED, target=Target.END)
     assert decided(view(ending, hosts=(host(node("l1-0")),))) == [v.KillNode("h0", "l1-0")]
@@ -208,6 +216,13 @@ def test_jobs(the_job, the_lease, in_ray, expected) -> None:
     up = (host(node("l1-0")),)
     decisions = decided(view(replace(the_lease, kind=LeaseKind.JOB), hosts=up, jobs=(the_job,), ray_jobs=in_ray))
     assert [each for each in decisions if not isinstance(each, v.Grant | v.KillNode)] == expected
+
+
+def test_a_job_that_left_its_lease_has_failed_whatever_ray_says() -> None:
+    caught = job(submitted_ms=NOW, status=JobStatus.RUNNING, error_type="left_its_lease", message="an actor ran on l2")
+    in_ray = ray(JobStatus.STOPPED, "stopped")
+    decisions = decided(view(running(), hosts=(host(node("l1-0")),), jobs=(caught,), ray_jobs=in_ray))
+    assert decisions == [v.UpdateJob("j1", JobStatus.FAILED, "an actor ran on l2", in_ray["a.train"])]
 
 
 def test_a_job_whose_lease_is_lost_fails_and_says_so() -> None:

@@ -20,6 +20,8 @@ MAX_DRAIN_BYTES = 512 * 1024**2
 A client that is still sending when the connection closes reports a broken connection and not the reason.
 Ray's own client refuses to send more than this.
 """
+ASKED_METHOD = "cloudfarm.method"
+"""Where a request's scope has the method that was asked for, if another one is answered."""
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -45,7 +47,7 @@ class Boundary:
         is_head = scope["method"] == "HEAD"
         if is_head:
             # FastAPI's routes know GET only; a HEAD is a GET whose body is not sent.
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", ASKED_METHOD: "HEAD"}
 
         async def send_on(message: Message) -> None:
             nonlocal started

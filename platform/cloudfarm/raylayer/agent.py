@@ -33,6 +33,7 @@ NAMESPACES: Mapping[str, Sequence[Namespace]] = {
     "none": ("none",),
 }
 """Kinds of namespaces to try for each value of the setting ``isolation``, best first."""
+GOODBYE_S = 2.0
 _MIB = 1024**2
 
 
@@ -174,7 +175,8 @@ class HostAgent:
         self._fence(epoch)
         self._failed.pop(name, None)
         try:
-            self._launcher.kill(name)
+            # A raylet that may say goodbye is DEAD to the cluster at once; a killed one after many seconds.
+            self._launcher.kill(name, GOODBYE_S)
         except LauncherError as error:
             raise HostError(f"{self._config.id}: {error}") from error
         shutil.rmtree(self._paths.node_dir(name), ignore_errors=True)  # its logs are archived by now

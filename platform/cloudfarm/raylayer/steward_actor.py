@@ -10,6 +10,7 @@ import ray
 from cloudfarm.container import build_steward
 from cloudfarm.errors import FencedError
 from cloudfarm.raylayer.hosts import NAMESPACE
+from cloudfarm.raylayer.shared_actors import create_shared_actors
 from cloudfarm.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class StewardActor:
         self._settings = Settings.model_validate_json(settings_json)
         self._task: asyncio.Task[None] | None = None
         self._wake: Any = None
+        self._shared: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
         """Begin the loop; a second call changes nothing. Also called by every nudge, so a restarted actor runs again."""
@@ -40,6 +42,8 @@ class StewardActor:
     async def _run(self) -> None:
         try:
             steward = build_steward(self._settings)
+            # Beside the loop: importing Ray Data takes a second, and no lease is up sooner than that.
+            self._shared = asyncio.create_task(asyncio.to_thread(create_shared_actors))
             self._wake = steward.wake
             await steward.run()
         except FencedError as error:

@@ -12,7 +12,8 @@ from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.status import Event
 from cloudfarm.errors import CloudfarmError, UnavailableError
 from cloudfarm.ports import RayJobs
-from cloudfarm.raylayer.watch import Stray, Watch
+from cloudfarm.raylayer.strays import Stray
+from cloudfarm.raylayer.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,18 @@ class RayWatch:
         tenants = {lease.id: lease.tenant for lease in leases}
         events = [await self._stop(stray, tenants.get(stray.owner_lease)) for stray in survey.strays]
         # Ray retries a killed task where its job wants it: the job has to go as well.
-        for ray_id in {stray.submission_id for stray in survey.strays if stray.submission_id}:
-            try:
-                await self._ray_jobs.stop(ray_id)
-            except CloudfarmError as error:
-                log.warning("job %s strays and cannot be stopped just now: %s", ray_id, error)
+        for stray in {stray.job_id: stray for stray in survey.strays}.values():
+            await self._stop_job(stray)
         return events
+
+    async def _stop_job(self, stray: Stray) -> None:
+        try:
+            if stray.submission_id:
+                await self._ray_jobs.stop(stray.submission_id)
+            else:
+                await asyncio.to_thread(self._watch.stop_driver, stray)
+        except (CloudfarmError, grpc.RpcError) as error:
+            log.warning("job %s strays and cannot be stopped just now: %s", stray.submission_id or stray.job_id, error)
 
     async def _stop(self, stray: Stray, tenant: str | None) -> Event:
         message = f"{stray.reason}; it was stopped"

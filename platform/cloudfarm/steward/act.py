@@ -271,7 +271,7 @@ class Actor:
                 log_uri=log_uri,
                 started_ms=(ray.started_ms if ray else None) or job.started_ms,
                 ended_ms=((ray.ended_ms if ray else None) or view.now_ms) if decision.status.is_terminal else None,
-                error_type=ray.error_type if ray else None,
+                error_type=job.error_type or (ray.error_type if ray else None),
                 driver_exit_code=ray.driver_exit_code if ray else None,
             )
             await uow.apply(step)

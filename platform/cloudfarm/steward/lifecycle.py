@@ -92,6 +92,7 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
         reason = lease.reason or EndReason.RELEASED
         yield EndLease(lease.id, reason, lease.message or reason.value.replace("_", " "), now_ms)
         return
+    drained = 0
     for piece in lease.slices:
         lost_ms = ground.lost_at_ms(piece)
         node = ground.node(piece)
@@ -99,12 +100,19 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
             at_ms = max(lost_ms, lease.started_ms or 0)
             yield EndLease(lease.id, EndReason.NODE_LOST, f"host {piece.host} does not answer", at_ms)
             return
-        if ground.host(piece) is not None and (node is None or node.phase is NodePhase.EXITED):
-            # Last seen alive at the tick before: the tenant is not charged for what nobody saw.
-            at_ms = max(view.last_tick_ms, lease.started_ms or 0)
-            why = f": {node.reason}" if node is not None and node.reason else ""
-            yield EndLease(lease.id, EndReason.NODE_LOST, f"lease node {piece.name} was lost{why}", at_ms)
-            return
+        if ground.host(piece) is None or (node is not None and node.phase is not NodePhase.EXITED):
+            continue
+        if lease.noticed_ms is not None:
+            drained += 1  # Ray ends a drained node as soon as it is idle; the others have until the time limit
+            continue
+        # Last seen alive at the tick before: the tenant is not charged for what nobody saw.
+        at_ms = max(view.last_tick_ms, lease.started_ms or 0)
+        why = f": {node.reason}" if node is not None and node.reason else ""
+        yield EndLease(lease.id, EndReason.NODE_LOST, f"lease node {piece.name} was lost{why}", at_ms)
+        return
+    if drained == len(lease.slices):
+        yield EndLease(lease.id, EndReason.EXPIRED, "its lease nodes were idle and are drained", now_ms)
+        return
     if lease.ends_ms is not None and now_ms >= lease.ends_ms:
         yield EndLease(lease.id, EndReason.EXPIRED, "its time is over", now_ms)
     elif lease.ends_ms is not None and lease.noticed_ms is None and now_ms >= lease.ends_ms - policy.notice_ms:

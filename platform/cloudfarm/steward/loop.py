@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from cloudfarm.clock import Clock
 from cloudfarm.domain.status import Event
 from cloudfarm.errors import CloudfarmError, FencedError
-from cloudfarm.ports import Store, Watch
+from cloudfarm.domain.workload import LEFT_ITS_LEASE
+from cloudfarm.ports import Store, UnitOfWork, Watch
 from cloudfarm.steward.act import Actor
 from cloudfarm.steward.admission import Admission
 from cloudfarm.steward.decide import decide
@@ -71,10 +72,10 @@ class Steward:
                 await uow.commit()
         return events
 
-    async def _tell_job(self, uow, event: Event) -> None:  # type: ignore[no-untyped-def]
+    async def _tell_job(self, uow: UnitOfWork, event: Event) -> None:
         for job in await uow.jobs.list(open_only=True):
             if job.ray_id == event.subject:
-                await uow.jobs.update(replace(job, message=event.message))
+                await uow.jobs.update(replace(job, message=event.message, error_type=LEFT_ITS_LEASE))
 
     def wake(self) -> None:
         """Make the runner step now."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
-from cloudfarm.domain.workload import Job, Service
+from cloudfarm.domain.workload import LEFT_ITS_LEASE, Job, Service
 from cloudfarm.steward.view import (
     Decision,
     DeployServices,
@@ -38,7 +38,9 @@ def _submitted_job(job: Job, lease: Lease | None, view: FarmView) -> Iterator[De
     if view.ray_jobs is None:
         return
     ray = view.ray_jobs.get(job.ray_id)
-    if ray is not None and ray.status.is_terminal:
+    if ray is not None and ray.status.is_terminal and job.error_type == LEFT_ITS_LEASE:
+        yield UpdateJob(job.id, JobStatus.FAILED, job.message, ray)
+    elif ray is not None and ray.status.is_terminal:
         yield UpdateJob(job.id, ray.status, ray.message, ray)
     elif lease is None or lease.status is not LeaseStatus.ACTIVE:
         yield _lost(job, lease)

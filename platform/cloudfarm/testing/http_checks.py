@@ -15,12 +15,12 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, 
 
     - The media type is ``application/problem+json`` and the body is RFC 9457's object.
     - ``type`` is ``urn:cloudfarm:error:<code>``, ``title`` is fixed for the code, ``status`` repeats the HTTP
-      status, ``detail`` is one sentence for a person, ``code`` is for programs, ``instance`` is the path
-      that was asked for, percent-encoded. Further members are the error's own data.
+      status, ``detail`` is one sentence for a person, ``code`` is for programs, ``instance`` is the path that
+      was asked for, percent-encoded. Further members are the error's own data.
     - ``X-Cloudfarm-Error`` repeats the code; 401 says how to authenticate; 429 and 503 say when to retry.
     - Nothing is to be cached, and neither a traceback nor the name of a module is shown.
-    - Below ``/api/`` the same is answered as plain text ``<detail> (<code>)``, unless ``Accept`` asks for JSON,
-      since Ray's clients print the text of whatever they get.
+    - Below ``/api/`` the same is answered as plain text ``<detail> (<code>)``, unless ``Accept`` asks for
+      JSON, since Ray's clients print the text of whatever they get.
     """
     assert answer.status_code == status, f"{answer.status_code} {answer.text}"  # noqa: S101 - an assertion is its job
     assert answer.headers["x-cloudfarm-error"] == code  # noqa: S101

@@ -8,6 +8,7 @@ from starlette.responses import RedirectResponse, StreamingResponse
 
 from cloudfarm.api.auth import Operator
 from cloudfarm.api.context import Context
+from cloudfarm.api.middleware import ASKED_METHOD
 from cloudfarm.errors import NotFoundError, UnavailableError
 
 PREFIX = "/dashboard/"
@@ -60,7 +61,7 @@ async def relay(path: str, request: Request, _caller: Operator, context: Context
         raw_path=_raw_path(request, path),
     )
     outgoing = client.build_request(
-        request.method,
+        request.scope.get(ASKED_METHOD, request.method),
         url,
         headers=_upstream_headers(request, context.ray_token),
         content=await request.body(),
