@@ -22,7 +22,12 @@ class FarmClient:
     """
 
     def __init__(
-        self, url: str, token: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None,
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.authorization = f"Bearer {token}"
@@ -37,7 +42,10 @@ class FarmClient:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -47,7 +55,9 @@ class FarmClient:
 
     def get(self, path: str, **query: Any) -> JSON:
         """Return the answer to a GET; query values that are None are left out."""
-        return self.request("GET", path, params={key: value for key, value in query.items() if value is not None})
+        return self.request(
+            "GET", path, params={key: value for key, value in query.items() if value is not None}
+        )
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> JSON:
         """Return the answer to a POST."""
@@ -71,7 +81,9 @@ class FarmClient:
         try:
             response = self._http.request(method, path, **kwargs)
         except httpx.HTTPError as error:
-            raise UnavailableError(f"the farm at {self.url} does not answer ({type(error).__name__})") from error
+            raise UnavailableError(
+                f"the farm at {self.url} does not answer ({type(error).__name__})"
+            ) from error
         if response.is_success:
             return response.json() if response.content else None
         raise _error_of(response)

@@ -69,10 +69,11 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
     http = RayHttp(f"http://{settings.bind_address}:{paths.dashboard_port}", paths.ray_token_file)
     store = overrides.get("store") or open_store(settings)
     artifacts = overrides.get("artifacts") or open_artifacts(settings)
-    wakers: list[Any] = []
-    hosts = overrides.get("hosts") or RayHosts(on_change=lambda: [wake() for wake in wakers])
+    hosts = overrides.get("hosts") or RayHosts()
     ray_jobs = overrides.get("ray_jobs") or RayJobsClient(http, artifacts)
-    serving = overrides.get("serving") or ServeClient(http, settings.bind_address, settings.port, str(settings.state_dir))
+    serving = overrides.get("serving") or ServeClient(
+        http, settings.bind_address, settings.port, str(settings.state_dir)
+    )
     policy = policy_of(settings)
     steward = Steward(
         store=store,
@@ -94,7 +95,8 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
         tick_s=settings.tick_s,
         watch_s=settings.watch_s,
     )
-    wakers.append(steward.wake)
+    if isinstance(hosts, RayHosts):
+        hosts.on_change = steward.wake
     return steward
 
 

@@ -69,7 +69,12 @@ class Demo:
         state = BUILD / "demo-state"
         shutil.rmtree(state, ignore_errors=True)
         settings = Settings(
-            state_dir=state, hosts=2, gpus=2, port=free_port(8000), internal_port_base=free_block(10000), notice_s=5,
+            state_dir=state,
+            hosts=2,
+            gpus=2,
+            port=free_port(8000),
+            internal_port_base=free_block(10000),
+            notice_s=5,
         )
         farm = LocalFarm(settings, progress=lambda text: self.say(f"  {text}"))
         try:
@@ -93,7 +98,9 @@ class Demo:
 
         other = solar.post("/v1/leases", {"gpus": "0.5", "name": "beside", "hours": 1})
         self.say(f"haenam-solar leases 0.5 GPU: {other['id']}")
-        other = wait_for(lambda: solar.get(f"/v1/leases/{other['id']}"), lambda lease: lease["status"] == "ACTIVE")
+        other = wait_for(
+            lambda: solar.get(f"/v1/leases/{other['id']}"), lambda lease: lease["status"] == "ACTIVE"
+        )
         self.say(f"  active on {places(other)}, grade {other['grade']}")
 
         job = self.train(farm, univ, data)
@@ -104,7 +111,8 @@ class Demo:
         self.say(f"[bold]cloudfarm deploy {model['ref']} --gpus 0.25[/bold]")
         univ.post("/v1/services", {"model": model["ref"], "name": "wind", "gpus": "0.25"})
         service = wait_for(
-            lambda: univ.get("/v1/services/wind"), lambda found: found["status"] in ("RUNNING", "FAILED"),
+            lambda: univ.get("/v1/services/wind"),
+            lambda found: found["status"] in ("RUNNING", "FAILED"),
         )
         if service["status"] != "RUNNING":
             raise UnavailableError(f"the service did not start: {service['message']}")
@@ -115,19 +123,25 @@ class Demo:
             milliseconds = (time.monotonic() - begun) * 1000
         self.report["prediction"] = answer
         hour = answer["forecast"][-1]
-        self.say(f"POST /v1/services/wind/predict with an API key: {hour['power_kw']} kW in 60 min ({milliseconds:.0f} ms)")
+        self.say(
+            f"POST /v1/services/wind/predict with an API key: {hour['power_kw']} kW in 60 min ({milliseconds:.0f} ms)"
+        )
 
         univ.delete("/v1/services/wind")
         solar.delete(f"/v1/leases/{other['id']}")
         leases = wait_for(
-            lambda: operator.get("/v1/leases"), lambda found: all(lease["status"] == "ENDED" for lease in found),
+            lambda: operator.get("/v1/leases"),
+            lambda found: all(lease["status"] == "ENDED" for lease in found),
         )
         statement = operator.get("/v1/usage")
         self.report["leases"] = [summary(lease, statement) for lease in leases]
         self.report["statement"] = statement
         self.say("the statement (milli-GPU-seconds):")
         for line in statement["lines"]:
-            console.print(f"          {line['day']}  {line['tenant']:14} {line['lease']}  {line['kind']:8} {line['milli_gpu_seconds']:>10}")
+            console.print(
+                f"          {line['day']}  {line['tenant']:14} {line['lease']}  "
+                f"{line['kind']:8} {line['milli_gpu_seconds']:>10}"
+            )
         console.print(f"          total {statement['total']}")
 
     def tenant(self, operator: FarmClient, slug: str, title: str) -> FarmClient:
@@ -155,7 +169,11 @@ class Demo:
         lines = []
         for line in run.stdout:
             lines.append(line.rstrip())
-            if line.startswith("cloudfarm:") or "Reporting training result" in line or '"validation_mae_kw"' in line:
+            if (
+                line.startswith("cloudfarm:")
+                or "Reporting training result" in line
+                or '"validation_mae_kw"' in line
+            ):
                 console.print(f"          [cyan]{line.rstrip()[:150]}[/cyan]", markup=True, soft_wrap=True)
         code = run.wait(TRAINING_TIMEOUT_S)
         seconds = time.monotonic() - begun
@@ -188,7 +206,9 @@ def summary(lease: dict[str, Any], statement: dict[str, Any]) -> dict[str, Any]:
 
 def places(lease: dict[str, Any]) -> str:
     """Return where a lease's slices are, in words."""
-    return ", ".join(f"{piece['host']} GPU {piece['gpus']} ({piece['isolation']})" for piece in lease["slices"])
+    return ", ".join(
+        f"{piece['host']} GPU {piece['gpus']} ({piece['isolation']})" for piece in lease["slices"]
+    )
 
 
 def wait_for(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:

@@ -29,15 +29,14 @@ async def prepare(settings: Settings, operator_token_file: Path) -> None:
 
 async def ensure_operator(store: Store, clock: Clock, file: Path) -> None:
     """Write an operator's token to a private file, unless the one there is good."""
-    if file.exists():
+    present = await asyncio.to_thread(_read_secret, file)
+    if present is not None:
         async with store.begin(write=False) as uow:
-            found = await uow.credentials.find(hash_secret(file.read_text().strip()))
+            found = await uow.credentials.find(hash_secret(present))
         if found is not None and found.is_live(clock.now_ms()):
             return
-        file.unlink()
     secret = new_secret(CredentialKind.TOKEN)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write(secret)
+    await asyncio.to_thread(_write_secret, file, secret)
     async with store.begin() as uow:
         await uow.credentials.add(
             Credential(
@@ -53,6 +52,16 @@ async def ensure_operator(store: Store, clock: Clock, file: Path) -> None:
         await uow.commit()
 
 
+def _read_secret(file: Path) -> str | None:
+    return file.read_text().strip() if file.exists() else None
+
+
+def _write_secret(file: Path, secret: str) -> None:
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(secret)
+
+
 async def drain(settings: Settings, wait_s: float) -> list[str]:
     """Tell the steward to end every lease, wait until it has, and return the ids of those that still hold capacity."""
     store = open_store(settings)
@@ -63,7 +72,9 @@ async def drain(settings: Settings, wait_s: float) -> list[str]:
         deadline = time.monotonic() + wait_s
         while True:
             async with store.begin(write=False) as uow:
-                left = [lease.id for lease in await uow.leases.list(open_only=True) if lease.status.holds_capacity]
+                left = [
+                    lease.id for lease in await uow.leases.list(open_only=True) if lease.status.holds_capacity
+                ]
             if not left or time.monotonic() > deadline:
                 return left
             await asyncio.sleep(0.2)  # the steward is another process: its work shows in the store only

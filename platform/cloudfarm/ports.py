@@ -130,7 +130,14 @@ class ModelRepository(Protocol):
     """Model versions; they never change."""
 
     async def register(
-        self, *, tenant: str, name: str, uri: str, job_id: str | None, manifest: Mapping[str, Any], now_ms: int,
+        self,
+        *,
+        tenant: str,
+        name: str,
+        uri: str,
+        job_id: str | None,
+        manifest: Mapping[str, Any],
+        now_ms: int,
     ) -> ModelVersion:
         """Store a model under its name's next number; the same (job_id, name) again returns the one stored before."""
 
@@ -168,7 +175,11 @@ class EventRepository(Protocol):
         """Store an event."""
 
     async def list(
-        self, *, tenant: str | None = None, subject: str | None = None, limit: int = 100,
+        self,
+        *,
+        tenant: str | None = None,
+        subject: str | None = None,
+        limit: int = 100,
     ) -> Sequence[Event]:
         """Return the newest events, newest first."""
 
@@ -189,7 +200,10 @@ class UnitOfWork(Protocol):
         """Begin."""
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Roll back whatever was not committed."""
 
@@ -240,7 +254,9 @@ class Hosts(Protocol):
     async def observe(self) -> Sequence[Host]:
         """Return every known host with its nodes; one whose agent does not answer in time has ``reachable=False``."""
 
-    async def start_node(self, piece: Slice, *, tenant: str, epoch: int, labels: Mapping[str, str], env: Mapping[str, str]) -> None:
+    async def start_node(
+        self, piece: Slice, *, tenant: str, epoch: int, labels: Mapping[str, str], env: Mapping[str, str]
+    ) -> None:
         """Order a lease node; returns once the order is taken. Idempotent by the slice's name.
 
         Raises:
@@ -248,7 +264,9 @@ class Hosts(Protocol):
             HostError: if the host cannot.
         """
 
-    async def drain_node(self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str) -> None:
+    async def drain_node(
+        self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str
+    ) -> None:
         """Tell Ray (and through it Ray Train) that the node goes away at the deadline."""
 
     async def kill_node(self, host: str, name: str, *, epoch: int) -> None:
@@ -256,9 +274,6 @@ class Hosts(Protocol):
 
     async def read_log(self, host: str, name: str, file: str, *, max_bytes: int) -> bytes:
         """Return the end of a file of the node's Ray log folder, also after the node is gone; raises NotFoundError."""
-
-    async def forget_node(self, host: str, name: str) -> None:
-        """Remove what is left of a dead node on the host's disk."""
 
 
 class RayJobs(Protocol):

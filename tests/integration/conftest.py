@@ -54,11 +54,22 @@ class RunningFarm:
     def env(self, **more: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CLOUDFARM_"))}
         kept["PATH"] = f"{BIN}:{os.environ['PATH']}"
-        return {**kept, "CLOUDFARM_STATE_DIR": str(self.state), "CLOUDFARM_NOTICE_S": "2", "COLUMNS": "400", **more}
+        return {
+            **kept,
+            "CLOUDFARM_STATE_DIR": str(self.state),
+            "CLOUDFARM_NOTICE_S": "2",
+            "COLUMNS": "400",
+            **more,
+        }
 
     def cli(self, *args: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
         run = subprocess.run(
-            [str(BIN / "cloudfarm"), *args], env=self.env(**more), capture_output=True, text=True, timeout=180, check=False,
+            [str(BIN / "cloudfarm"), *args],
+            env=self.env(**more),
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
         )
         assert not check or run.returncode == 0, run.stdout + run.stderr
         return run
@@ -115,7 +126,14 @@ class Tenant:
 
     def ray(self, *args: str, by: str = "headers", check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the stock ``ray`` command line as this tenant."""
-        run = subprocess.run(self.ray_command(*args), env=self.ray_env(by), capture_output=True, text=True, timeout=280, check=False)
+        run = subprocess.run(
+            self.ray_command(*args),
+            env=self.ray_env(by),
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
         assert not check or run.returncode == 0, run.stdout + run.stderr
         return run
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def kill_actor(farm: RunningFarm, title: str) -> None:
 @pytest.mark.farm
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("clean_farm")
-def test_control_processes_are_killed_and_work_goes_on(farm: RunningFarm, tenants: tuple[Tenant, Tenant], tmp_path: Path) -> None:
+def test_control_processes_are_killed_and_work_goes_on(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], tmp_path: Path
+) -> None:
     univ, solar = tenants
     lease = univ.hold("2x0.5")
     goes = tmp_path / "go"
@@ -72,7 +75,8 @@ def farm_answers(farm: RunningFarm) -> bool:
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("clean_farm")
 def test_a_lease_node_that_dies_ends_its_lease_and_is_charged_until_then(
-    farm: RunningFarm, tenants: tuple[Tenant, Tenant],
+    farm: RunningFarm,
+    tenants: tuple[Tenant, Tenant],
 ) -> None:
     univ, _ = tenants
     lease = univ.hold("0.5")
@@ -93,9 +97,7 @@ def test_a_lease_node_that_dies_ends_its_lease_and_is_charged_until_then(
 
 
 def iso_s(text: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(text).timestamp()
 
 
 @pytest.mark.own_farm

@@ -26,12 +26,19 @@ def lease(id_: str = "l1", shape: str = "0.5", tenant: str = "a", **more) -> Lea
 
 def running(id_: str = "l1", *, tenant: str = "a", index: int = 0, **more) -> Lease:
     piece = Slice(id_, 0, "h0", (index,), 500, 2, GIB, node_id=f"ray-{id_}")
-    fields = {"status": LeaseStatus.ACTIVE, "slices": (piece,), "started_ms": NOW - 5000, "ends_ms": NOW + 3_600_000}
+    fields = {
+        "status": LeaseStatus.ACTIVE,
+        "slices": (piece,),
+        "started_ms": NOW - 5000,
+        "ends_ms": NOW + 3_600_000,
+    }
     return lease(id_, tenant=tenant, **{**fields, **more})
 
 
 def node(name: str, phase: NodePhase = NodePhase.UP, **more) -> NodeTruth:
-    return NodeTruth(name, name.rpartition("-")[0], phase, f"ray-{name}", NOW - 6000, "root namespace", **more)
+    return NodeTruth(
+        name, name.rpartition("-")[0], phase, f"ray-{name}", NOW - 6000, "root namespace", **more
+    )
 
 
 def host(*nodes: NodeTruth, name: str = "h0", **more) -> Host:
@@ -145,7 +152,9 @@ def test_notice_comes_before_the_end_and_the_end_at_its_time() -> None:
 
 
 def test_a_drained_node_that_goes_idle_is_not_lost() -> None:
-    pieces = tuple(Slice("l1", index, "h0", (index,), 500, 2, GIB, node_id=f"ray-l1-{index}") for index in range(2))
+    pieces = tuple(
+        Slice("l1", index, "h0", (index,), 500, 2, GIB, node_id=f"ray-l1-{index}") for index in range(2)
+    )
     near = running(ends_ms=NOW + 20_000, noticed_ms=NOW - 5_000, slices=pieces)
     assert decided(view(near, hosts=(host(node("l1-1")),))) == []
     (end,) = decided(view(near, hosts=(host(node("l1-0", NodePhase.EXITED)),)))
@@ -153,14 +162,18 @@ def test_a_drained_node_that_goes_idle_is_not_lost() -> None:
 
 
 def test_an_ending_lease_is_killed_and_finished_only_when_nothing_is_left() -> None:
-    ending = running(status=LeaseStatus.ENDING, ending_ms=NOW - 500, reason=EndReason.RELEASED, target=Target.END)
+    ending = running(
+        status=LeaseStatus.ENDING, ending_ms=NOW - 500, reason=EndReason.RELEASED, target=Target.END
+    )
     assert decided(view(ending, hosts=(host(node("l1-0")),))) == [v.KillNode("h0", "l1-0")]
     assert decided(view(ending, hosts=(replace(host(), reachable=False),))) == []
     assert decided(view(ending)) == [v.FinishLease("l1", NOW, EndReason.RELEASED)]
 
 
 def test_a_lost_lease_is_charged_until_it_was_last_seen() -> None:
-    ending = running(status=LeaseStatus.ENDING, ending_ms=NOW - 1000, reason=EndReason.NODE_LOST, target=Target.END)
+    ending = running(
+        status=LeaseStatus.ENDING, ending_ms=NOW - 1000, reason=EndReason.NODE_LOST, target=Target.END
+    )
     assert decided(view(ending)) == [v.FinishLease("l1", NOW - 1000, EndReason.NODE_LOST)]
 
 
@@ -187,7 +200,12 @@ def ray(status: JobStatus, message: str = "") -> dict[str, v.RayJob]:
     [
         (job(), lease(), None, []),
         (job(), running(), None, [v.SubmitJob("j1")]),
-        (job(target=Target.END), lease(), None, [v.UpdateJob("j1", JobStatus.STOPPED, "stopped before it started")]),
+        (
+            job(target=Target.END),
+            lease(),
+            None,
+            [v.UpdateJob("j1", JobStatus.STOPPED, "stopped before it started")],
+        ),
         (job(submitted_ms=NOW), running(), None, []),
         (job(submitted_ms=NOW), running(), {}, [v.SubmitJob("j1")]),
         (job(submitted_ms=NOW), running(), ray(JobStatus.PENDING), []),
@@ -214,19 +232,28 @@ def ray(status: JobStatus, message: str = "") -> dict[str, v.RayJob]:
 )
 def test_jobs(the_job, the_lease, in_ray, expected) -> None:
     up = (host(node("l1-0")),)
-    decisions = decided(view(replace(the_lease, kind=LeaseKind.JOB), hosts=up, jobs=(the_job,), ray_jobs=in_ray))
+    decisions = decided(
+        view(replace(the_lease, kind=LeaseKind.JOB), hosts=up, jobs=(the_job,), ray_jobs=in_ray)
+    )
     assert [each for each in decisions if not isinstance(each, v.Grant | v.KillNode)] == expected
 
 
 def test_a_job_that_left_its_lease_has_failed_whatever_ray_says() -> None:
-    caught = job(submitted_ms=NOW, status=JobStatus.RUNNING, error_type="left_its_lease", message="an actor ran on l2")
+    caught = job(
+        submitted_ms=NOW, status=JobStatus.RUNNING, error_type="left_its_lease", message="an actor ran on l2"
+    )
     in_ray = ray(JobStatus.STOPPED, "stopped")
     decisions = decided(view(running(), hosts=(host(node("l1-0")),), jobs=(caught,), ray_jobs=in_ray))
     assert decisions == [v.UpdateJob("j1", JobStatus.FAILED, "an actor ran on l2", in_ray["a.train"])]
 
 
 def test_a_job_whose_lease_is_lost_fails_and_says_so() -> None:
-    ending = running(status=LeaseStatus.ENDING, ending_ms=NOW, reason=EndReason.NODE_LOST, message="lease node l1-0 was lost")
+    ending = running(
+        status=LeaseStatus.ENDING,
+        ending_ms=NOW,
+        reason=EndReason.NODE_LOST,
+        message="lease node l1-0 was lost",
+    )
     started = job(submitted_ms=NOW, status=JobStatus.RUNNING)
     decisions = decided(view(ending, jobs=(started,), ray_jobs=ray(JobStatus.RUNNING)))
     assert v.UpdateJob("j1", JobStatus.FAILED, "its lease l1 ended: lease node l1-0 was lost") in decisions

@@ -62,7 +62,10 @@ shares = st.one_of(st.integers(0, 1000), st.sampled_from([2000, 3000]))
 
 @given(st.lists(st.tuples(st.integers(1, 4), shares, st.integers(1, 4), st.booleans()), max_size=30))
 def test_nothing_is_ever_over_committed(wishes) -> None:
-    hosts = [make_host("h0", 2, cpus=8, memory_bytes=8 * GIB), make_host("h1", 4, cpus=8, memory_bytes=8 * GIB)]
+    hosts = [
+        make_host("h0", 2, cpus=8, memory_bytes=8 * GIB),
+        make_host("h1", 4, cpus=8, memory_bytes=8 * GIB),
+    ]
     rooms = Rooms.of(hosts, ())
     held = []
     for number, (count, milli, cpus, distinct) in enumerate(wishes):

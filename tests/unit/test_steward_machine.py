@@ -69,7 +69,9 @@ class FarmMachine(RuleBasedStateMachine):
         self.count += 1
         return f"{letter}{self.count}"
 
-    @rule(target=leases, shape=SHAPES, tenant=st.sampled_from("ab"), hours=st.sampled_from([0.001, 0.01, 1.0]))
+    @rule(
+        target=leases, shape=SHAPES, tenant=st.sampled_from("ab"), hours=st.sampled_from([0.001, 0.01, 1.0])
+    )
     def request(self, shape: str, tenant: str, hours: float) -> str:
         lease_id = self.new_id("l")
         self.do(self.farm.request(lease_id, shape, tenant=tenant, hours=hours))
@@ -161,7 +163,10 @@ class FarmMachine(RuleBasedStateMachine):
 
 TestFarmMachine = FarmMachine.TestCase
 TestFarmMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 
 

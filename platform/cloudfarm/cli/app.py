@@ -25,5 +25,7 @@ def main() -> None:
     except CloudfarmError as error:
         if os.environ.get("CLOUDFARM_DEBUG"):
             raise
-        errors.print(f"cloudfarm: {error.detail} [{error.code}]", highlight=False, markup=False, soft_wrap=True)
+        errors.print(
+            f"cloudfarm: {error.detail} [{error.code}]", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(EXIT_UNAVAILABLE if isinstance(error, UnavailableError) else EXIT_REFUSED)

@@ -21,11 +21,15 @@ def register(app: typer.Typer) -> None:
     app.command()(join)
 
 
-def up(  # noqa: PLR0913 - one option a setting
+def up(
     state: StateOption = None,
     hosts: Annotated[int | None, typer.Option(help="Hosts on this machine.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="Simulated GPUs of each host (default: the real ones, or 4).")] = None,
-    database: Annotated[str | None, typer.Option(help="Database URL (default: SQLite in the state folder).")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Simulated GPUs of each host (default: the real ones, or 4).")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="Database URL (default: SQLite in the state folder).")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port of the front door.")] = None,
     bind: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     internal_port_base: Annotated[int | None, typer.Option(help="First of Ray's own ports.")] = None,

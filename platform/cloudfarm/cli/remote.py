@@ -35,9 +35,19 @@ def lease_request(
     as_json: JsonOption = False,
 ) -> None:
     """Ask for a lease."""
-    body = {"gpus": gpus, "name": name, "hours": hours, "cpus": cpus, "memory": memory, "gpu_model": gpu_model}
+    body = {
+        "gpus": gpus,
+        "name": name,
+        "hours": hours,
+        "cpus": cpus,
+        "memory": memory,
+        "gpu_model": gpu_model,
+    }
     with connect() as farm:
-        show(farm.post("/v1/leases", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+        show(
+            farm.post("/v1/leases", {k: value for k, value in body.items() if value is not None}),
+            as_json=as_json,
+        )
 
 
 @lease.command("list")
@@ -85,7 +95,10 @@ def tenant_create(
     """Make a tenant."""
     body = {"id": slug, "title": title or slug, "limit_gpus": limit_gpus}
     with connect() as farm:
-        show(farm.post("/v1/tenants", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+        show(
+            farm.post("/v1/tenants", {k: value for k, value in body.items() if value is not None}),
+            as_json=as_json,
+        )
 
 
 @tenant.command("list")
@@ -114,14 +127,21 @@ def token_create(
     """Issue a token; its secret is shown this once."""
     body = {"user": user, "role": role, "hours": hours, "tenant": tenant_id}
     with connect() as farm:
-        show(farm.post("/v1/tokens", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+        show(
+            farm.post("/v1/tokens", {k: value for k, value in body.items() if value is not None}),
+            as_json=as_json,
+        )
 
 
 @token.command("list")
 def token_list(tenant_id: TenantOption = None, *, as_json: JsonOption = False) -> None:
     """List tokens."""
     with connect() as farm:
-        show(farm.get("/v1/tokens", tenant=tenant_id), as_json=as_json, columns=("id", "user", "role", "expires", "revoked"))
+        show(
+            farm.get("/v1/tokens", tenant=tenant_id),
+            as_json=as_json,
+            columns=("id", "user", "role", "expires", "revoked"),
+        )
 
 
 @token.command("revoke")
@@ -144,14 +164,21 @@ def key_create(
     """Issue an API key; its secret is shown this once."""
     body = {"user": user, "services": service or [], "hours": hours, "tenant": tenant_id}
     with connect() as farm:
-        show(farm.post("/v1/keys", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+        show(
+            farm.post("/v1/keys", {k: value for k, value in body.items() if value is not None}),
+            as_json=as_json,
+        )
 
 
 @key.command("list")
 def key_list(tenant_id: TenantOption = None, *, as_json: JsonOption = False) -> None:
     """List API keys."""
     with connect() as farm:
-        show(farm.get("/v1/keys", tenant=tenant_id), as_json=as_json, columns=("id", "user", "services", "expires", "revoked"))
+        show(
+            farm.get("/v1/keys", tenant=tenant_id),
+            as_json=as_json,
+            columns=("id", "user", "services", "expires", "revoked"),
+        )
 
 
 @key.command("revoke")
@@ -186,7 +213,10 @@ def deploy(
     """Keep a model answering requests."""
     body = {"model": model, "gpus": gpus, "replicas": replicas, "name": name, "replace": replace}
     with connect() as farm:
-        show(farm.post("/v1/services", {k: value for k, value in body.items() if value is not None}), as_json=as_json)
+        show(
+            farm.post("/v1/services", {k: value for k, value in body.items() if value is not None}),
+            as_json=as_json,
+        )
 
 
 def undeploy(name: str) -> None:
@@ -219,7 +249,10 @@ def usage(
     show(found["lines"], as_json=False, columns=("day", "tenant", "lease", "kind", "milli_gpu_seconds"))
     out.print(f"total: {found['total']} milli-GPU-seconds", highlight=False)
     for each in found["running"]:
-        out.print(f"running: {each['lease']} of {each['tenant']}, {each['milli_gpu_seconds']} so far", highlight=False)
+        out.print(
+            f"running: {each['lease']} of {each['tenant']}, {each['milli_gpu_seconds']} so far",
+            highlight=False,
+        )
 
 
 def events(

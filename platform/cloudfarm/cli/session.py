@@ -15,7 +15,9 @@ from cloudfarm.settings import default_state_dir
 
 OPERATOR_TOKEN = "operator-token"  # noqa: S105 - a file's name
 
-StateOption = Annotated[Path | None, typer.Option("--state", help="State folder of the farm on this machine.")]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="State folder of the farm on this machine.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Of this tenant (operators).")]
 
@@ -40,7 +42,9 @@ def connect() -> FarmClient:
     if not token and (folder / OPERATOR_TOKEN).exists():
         token = (folder / OPERATOR_TOKEN).read_text().strip()
     if not token:
-        raise UnauthenticatedError("set CLOUDFARM_TOKEN to your token (and CLOUDFARM_URL to the farm's address)")
+        raise UnauthenticatedError(
+            "set CLOUDFARM_TOKEN to your token (and CLOUDFARM_URL to the farm's address)"
+        )
     return FarmClient(os.environ.get("CLOUDFARM_URL") or local_url(folder), token)
 
 

@@ -65,7 +65,14 @@ def place(rooms: Rooms, lease_id: str, ask: Ask) -> tuple[Slice, ...] | None:
     placed: list[Slice] = []
     used: set[tuple[str, int]] = set()
     trial = {
-        host: Room(room.host, room.models, list(room.free_milli), room.gpu_indices, room.free_cpus, room.free_memory_bytes)
+        host: Room(
+            room.host,
+            room.models,
+            list(room.free_milli),
+            room.gpu_indices,
+            room.free_cpus,
+            room.free_memory_bytes,
+        )
         for host, room in rooms.by_host.items()
     }
     for index in range(ask.shape.count):
@@ -80,7 +87,9 @@ def place(rooms: Rooms, lease_id: str, ask: Ask) -> tuple[Slice, ...] | None:
     return tuple(placed)
 
 
-def _first_fit(rooms: Iterable[Room], lease_id: str, index: int, ask: Ask, used: set[tuple[str, int]]) -> Slice | None:
+def _first_fit(
+    rooms: Iterable[Room], lease_id: str, index: int, ask: Ask, used: set[tuple[str, int]]
+) -> Slice | None:
     per_gpu = min(ask.shape.milli_gpus, MILLI)
     wanted = ask.shape.gpus_per_slice
     for room in rooms:

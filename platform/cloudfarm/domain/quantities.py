@@ -13,7 +13,7 @@ MAX_SLICES = 1024
 MAX_GPUS_IN_SLICE = 64
 MAX_HOURS = 24 * 366
 
-_SHAPE = re.compile(r"\s*(?:(?P<count>\d{1,12})\s*[xX×]\s*)?(?P<share>\d{1,12}(?:\.\d{1,12})?)\s*")
+_SHAPE = re.compile(r"\s*(?:(?P<count>\d{1,12})\s*[xX\u00d7]\s*)?(?P<share>\d{1,12}(?:\.\d{1,12})?)\s*")
 _SIZE = re.compile(r"\s*(?P<number>\d{1,15}(?:\.\d{1,6})?)\s*(?P<unit>[KMGT]i?B?|B)?\s*", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
@@ -32,7 +32,9 @@ class Shape:
         if not 1 <= self.count <= MAX_SLICES:
             raise InvalidShapeError(f"a lease has 1 to {MAX_SLICES} slices, not {self.count}")
         if not 0 <= self.milli_gpus <= MAX_GPUS_IN_SLICE * MILLI:
-            raise InvalidShapeError(f"a slice has 0 to {MAX_GPUS_IN_SLICE} GPUs, not {self.milli_gpus / MILLI:g}")
+            raise InvalidShapeError(
+                f"a slice has 0 to {MAX_GPUS_IN_SLICE} GPUs, not {self.milli_gpus / MILLI:g}"
+            )
         if self.milli_gpus > MILLI and self.milli_gpus % MILLI:
             raise InvalidShapeError(
                 f"{self.milli_gpus / MILLI:g} GPUs in one slice: a share lies on one GPU (below 1), "
@@ -63,10 +65,14 @@ def parse_shape(text: str | float) -> Shape:
     written = str(text)
     match = _SHAPE.fullmatch(written)
     if match is None:
-        raise InvalidShapeError(f"'{written[:40]}' is not a shape; write COUNTxSHARE, such as 2x0.5, or SHARE, such as 0.25")
+        raise InvalidShapeError(
+            f"'{written[:40]}' is not a shape; write COUNTxSHARE, such as 2x0.5, or SHARE, such as 0.25"
+        )
     milli = Decimal(match["share"]) * MILLI
     if milli != milli.to_integral_value():
-        raise InvalidShapeError(f"'{written[:40]}': a share is counted in thousandths of a GPU, such as 0.125")
+        raise InvalidShapeError(
+            f"'{written[:40]}': a share is counted in thousandths of a GPU, such as 0.125"
+        )
     return Shape(count=int(match["count"] or 1), milli_gpus=int(milli))
 
 
@@ -78,7 +84,9 @@ def parse_bytes(text: str | float) -> int:
     """
     match = _SIZE.fullmatch(str(text))
     if match is None:
-        raise InvalidInputError(f"'{str(text)[:40]}' is not a size; write bytes or a number with a unit, such as 4GiB")
+        raise InvalidInputError(
+            f"'{str(text)[:40]}' is not a size; write bytes or a number with a unit, such as 4GiB"
+        )
     unit = (match["unit"] or "").upper().removesuffix("B").removesuffix("I")
     return int(Decimal(match["number"]) * _UNITS[unit])
 
@@ -109,5 +117,7 @@ def parse_count(text: str | float, *, name: str, at_least: int = 0, at_most: int
     except InvalidOperation:
         raise InvalidInputError(f"{name}: '{str(text)[:40]}' is not a number") from None
     if not number.is_finite() or number != number.to_integral_value() or not at_least <= number <= at_most:
-        raise InvalidInputError(f"{name} must be a whole number from {at_least} to {at_most}, not {str(text)[:40]}")
+        raise InvalidInputError(
+            f"{name} must be a whole number from {at_least} to {at_most}, not {str(text)[:40]}"
+        )
     return int(number)

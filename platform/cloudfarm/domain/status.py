@@ -109,7 +109,9 @@ TRANSITIONS: Mapping[type[Enum], Mapping[Any, frozenset[Any]]] = {
         LeaseStatus.ENDED: frozenset(),
     },
     JobStatus: {
-        JobStatus.PENDING: frozenset({JobStatus.RUNNING, JobStatus.STOPPED, JobStatus.FAILED, JobStatus.SUCCEEDED}),
+        JobStatus.PENDING: frozenset(
+            {JobStatus.RUNNING, JobStatus.STOPPED, JobStatus.FAILED, JobStatus.SUCCEEDED}
+        ),
         JobStatus.RUNNING: frozenset({JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED}),
         JobStatus.STOPPED: frozenset(),
         JobStatus.SUCCEEDED: frozenset(),
@@ -177,7 +179,9 @@ class Transition:
     event: Event
 
 
-def transition(record: R, to: Any, *, now_ms: int, actor: str = "steward", message: str = "", **changes: Any) -> Transition:
+def transition(
+    record: R, to: Any, *, now_ms: int, actor: str = "steward", message: str = "", **changes: Any
+) -> Transition:
     """Move a record to another status.
 
     Args:
@@ -195,5 +199,7 @@ def transition(record: R, to: Any, *, now_ms: int, actor: str = "steward", messa
     if to not in table[record.status]:
         raise TransitionError(f"{record.id}: no step from {record.status} to {to}")
     kind = f"{type(record).__name__.lower()}.{str(to).lower()}"
-    event = Event(at_ms=now_ms, kind=kind, subject=record.id, tenant=record.tenant, actor=actor, message=message)
+    event = Event(
+        at_ms=now_ms, kind=kind, subject=record.id, tenant=record.tenant, actor=actor, message=message
+    )
     return Transition(record=replace(record, status=to, message=message, **changes), event=event)  # type: ignore[type-var]

@@ -6,7 +6,6 @@ from typing import Any
 
 from cloudfarm.domain.status import JobStatus, ServiceStatus, Target
 
-
 LEFT_ITS_LEASE = "left_its_lease"
 """``error_type`` of a job that was stopped because its work was found outside its lease."""
 

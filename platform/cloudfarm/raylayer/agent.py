@@ -88,7 +88,9 @@ class HostConfig:
         """
         text = os.environ.get(CONFIG_ENV)
         if text is None:
-            raise HostError("this Ray node is not a Cloudfarm host: its environment has no host configuration")
+            raise HostError(
+                "this Ray node is not a Cloudfarm host: its environment has no host configuration"
+            )
         return cls(**json.loads(text))
 
 
@@ -194,7 +196,9 @@ class HostAgent:
         """
         if "/" in file or file.startswith("."):
             raise NotFoundError("no such log")
-        sessions = sorted(self._paths.node_dir(name).glob("session_2*"), key=lambda path: path.stat().st_mtime)
+        sessions = sorted(
+            self._paths.node_dir(name).glob("session_2*"), key=lambda path: path.stat().st_mtime
+        )
         for session in reversed(sessions):
             path = session / "logs" / file
             if path.is_file():
@@ -202,6 +206,10 @@ class HostAgent:
                     log_file.seek(max(0, path.stat().st_size - max_bytes))
                     return log_file.read(max_bytes)
         raise NotFoundError(f"{name} has no log {file}")
+
+    def check_epoch(self, epoch: int) -> None:
+        """Raise FencedError if a newer steward has given orders here."""
+        self._fence(epoch)
 
     def _fence(self, epoch: int) -> None:
         path = self._dir / "epoch"

@@ -111,7 +111,9 @@ class LocalFarm:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not self.is_healthy():
             if time.monotonic() > deadline:
-                raise UnavailableError(f"the front door did not answer at {self.url} within {READY_TIMEOUT_S:.0f} s")
+                raise UnavailableError(
+                    f"the front door did not answer at {self.url} within {READY_TIMEOUT_S:.0f} s"
+                )
             time.sleep(0.2)  # there is no event for a port that begins to listen
 
     def is_healthy(self) -> bool:
@@ -146,7 +148,12 @@ class LocalFarm:
 
     def left_running(self) -> list[str]:
         """Return what of the farm still runs on this machine, by name."""
-        return [record.name for launcher in self._launchers() for record in launcher.records() if record.phase != "exited"]
+        return [
+            record.name
+            for launcher in self._launchers()
+            for record in launcher.records()
+            if record.phase != "exited"
+        ]
 
     def _clear(self) -> None:
         # Leases first: their capacity is what must not be left; then hosts; the head last, which others report to.
@@ -203,7 +210,9 @@ class LocalFarm:
 
     def _base_spec(self, index: int, host: str, gcs_address: str | None = None) -> NodeSpec:
         first, _ = self.paths.host_ports(index)
-        config = HostConfig.of(self.settings, host=host, index=index, gcs_address=gcs_address or self.gcs_address)
+        config = HostConfig.of(
+            self.settings, host=host, index=index, gcs_address=gcs_address or self.gcs_address
+        )
         return NodeSpec(
             name=f"base-{host}",
             gcs_address=config.gcs_address,

@@ -87,7 +87,10 @@ def device_env(machine: Machine, gpu_indices: tuple[int, ...], milli_gpus: int) 
     by_index = {gpu.index: gpu for gpu in machine.gpus}
     chosen = [by_index[index] for index in gpu_indices]
     if machine.grade is Grade.SIMULATED:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in chosen), "CLOUDFARM_SIMULATED_GPUS": "1"}
+        return {
+            "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in chosen),
+            "CLOUDFARM_SIMULATED_GPUS": "1",
+        }
     env = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in chosen)}
     if 0 < milli_gpus < 1000:  # noqa: PLR2004 - below one whole GPU
         env["CLOUDFARM_GPU_MEMORY_FRACTION"] = f"{milli_gpus / 1000:g}"

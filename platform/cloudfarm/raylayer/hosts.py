@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
@@ -26,12 +26,11 @@ ORDER_TIMEOUT_S = 60.0
 class RayHosts:
     """Implements :class:`cloudfarm.ports.Hosts`; lives in a process connected to the cluster.
 
-    Args:
-        on_change: called when a lease node has come up or failed.
+    ``on_change`` is called when a lease node has come up or failed.
     """
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
-        self._on_change = on_change
+    def __init__(self) -> None:
+        self.on_change: Callable[[], None] = _nothing
         self._agents: dict[str, Any] = {}
         self._last: dict[str, Host] = {}
         self._waits: set[asyncio.Task[None]] = set()
@@ -73,7 +72,13 @@ class RayHosts:
                 )
 
     async def start_node(
-        self, piece: Slice, *, tenant: str, epoch: int, labels: Mapping[str, str], env: Mapping[str, str],
+        self,
+        piece: Slice,
+        *,
+        tenant: str,
+        epoch: int,
+        labels: Mapping[str, str],
+        env: Mapping[str, str],
     ) -> None:
         """Order a lease node; see :class:`cloudfarm.ports.Hosts`."""
         await self._call(piece.host, "start_node", piece, epoch, {**labels, "tenant": tenant}, dict(env))
@@ -86,12 +91,23 @@ class RayHosts:
             await self._call(piece.host, "wait_up", piece.name, ORDER_TIMEOUT_S)
         except CloudfarmError as error:
             log.info("waiting for %s: %s", piece.name, error)
-        self._on_change()
+        self.on_change()
 
-    async def drain_node(self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str) -> None:
-        """Tell Ray that the node goes away at the deadline; see :class:`cloudfarm.ports.Hosts`."""
+    async def drain_node(
+        self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str
+    ) -> None:
+        """Tell Ray that the node goes away at the deadline; see :class:`cloudfarm.ports.Hosts`.
+
+        Raises:
+            FencedError: if the host has seen a newer epoch.
+        """
+        await self._call(host, "check_epoch", epoch)
         accepted, why = await asyncio.to_thread(
-            self._gcs.drain_node, node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, message, deadline_ms,
+            self._gcs.drain_node,
+            node_id,
+            DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+            message,
+            deadline_ms,
         )
         if not accepted:
             raise HostError(f"{host}: Ray does not drain node {node_id}: {why}")
@@ -124,6 +140,10 @@ class RayHosts:
             raise HostError(f"the agent of host {host} does not answer") from error
         except RayError as error:
             raise HostError(f"host {host}: {error}") from error
+
+
+def _nothing() -> None:
+    """Nobody waits for a change."""
 
 
 async def _await(reference: Any) -> Any:

@@ -34,7 +34,12 @@ class RayJobsClient:
             "entrypoint": job.entrypoint,
             "submission_id": job.ray_id,
             "runtime_env": runtime_env,
-            "metadata": {**job.metadata, "tenant": job.tenant, "lease": job.lease_id, "job_name": job.submission_id},
+            "metadata": {
+                **job.metadata,
+                "tenant": job.tenant,
+                "lease": job.lease_id,
+                "job_name": job.submission_id,
+            },
             "entrypoint_label_selector": dict(label_selector),
             **job.resources,
         }
@@ -50,7 +55,9 @@ class RayJobsClient:
         if isinstance(runtime_env.get("working_dir"), str):
             runtime_env["working_dir"] = await self._hand_over(job.tenant, runtime_env["working_dir"])
         if isinstance(runtime_env.get("py_modules"), list):
-            runtime_env["py_modules"] = [await self._hand_over(job.tenant, uri) for uri in runtime_env["py_modules"]]
+            runtime_env["py_modules"] = [
+                await self._hand_over(job.tenant, uri) for uri in runtime_env["py_modules"]
+            ]
         return runtime_env
 
     async def _hand_over(self, tenant: str, uri: Any) -> Any:

@@ -111,7 +111,9 @@ class FarmPaths:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.runtime_dir.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise UnavailableError(f"{self.runtime_dir} is not this user's folder; remove it or choose another state folder")
+            raise UnavailableError(
+                f"{self.runtime_dir} is not this user's folder; remove it or choose another state folder"
+            )
         self.runtime_dir.chmod(0o700)
 
 

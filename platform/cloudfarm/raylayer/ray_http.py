@@ -34,7 +34,9 @@ class RayHttp:
         try:
             response = await self._client.request(method, path, **kwargs)
         except httpx.HTTPError as error:
-            raise UnavailableError(f"the Ray dashboard does not answer: {type(error).__name__}: {error}") from error
+            raise UnavailableError(
+                f"the Ray dashboard does not answer: {type(error).__name__}: {error}"
+            ) from error
         if response.is_success:
             return response
         kind = _ERRORS.get(response.status_code, UnavailableError)

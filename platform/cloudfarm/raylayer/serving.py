@@ -111,7 +111,9 @@ class ServeInference:
             answer = await asyncio.wait_for(_await(handle.handle.remote(dict(payload))), timeout_s)
         except (RayServeException, TimeoutError) as error:
             self._handles.pop(app_name, None)
-            raise UnavailableError(f"service {app_name.partition('.')[2]} does not answer just now") from error
+            raise UnavailableError(
+                f"service {app_name.partition('.')[2]} does not answer just now"
+            ) from error
         if "error" in answer:
             raise InvalidInputError(str(answer["error"].get("detail", "the service refused the input")))
         return dict(answer)

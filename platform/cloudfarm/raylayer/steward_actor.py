@@ -22,7 +22,9 @@ class StewardActor:
     """Runs the steward's loop in the actor's event loop."""
 
     def __init__(self, settings_json: str) -> None:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logging.basicConfig(
+            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        )
         self._settings = Settings.model_validate_json(settings_json)
         self._task: asyncio.Task[None] | None = None
         self._wake: Any = None

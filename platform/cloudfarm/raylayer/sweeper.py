@@ -50,7 +50,9 @@ class RayWatch:
             else:
                 await asyncio.to_thread(self._watch.stop_driver, stray)
         except (CloudfarmError, grpc.RpcError) as error:
-            log.warning("job %s strays and cannot be stopped just now: %s", stray.submission_id or stray.job_id, error)
+            log.warning(
+                "job %s strays and cannot be stopped just now: %s", stray.submission_id or stray.job_id, error
+            )
 
     async def _stop(self, stray: Stray, tenant: str | None) -> Event:
         message = f"{stray.reason}; it was stopped"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.ledger import LedgerEntry, amount
 from cloudfarm.domain.lease import Lease, LeaseKind
+from cloudfarm.domain.ledger import LedgerEntry, amount
 from cloudfarm.domain.status import Event, LeaseStatus, ServiceStatus, Target, transition
 from cloudfarm.errors import CloudfarmError, FencedError, StaleError
 from cloudfarm.ports import Artifacts, Hosts, RayJobs, Serving, Store, UnitOfWork
@@ -126,7 +126,9 @@ class Actor:
 
     async def _wait(self, decision: v.Wait, _view: v.FarmView, epoch: int) -> bool:
         async def work(uow: UnitOfWork) -> None:
-            await uow.leases.update(replace(await uow.leases.get(decision.lease_id), message=decision.message))
+            await uow.leases.update(
+                replace(await uow.leases.get(decision.lease_id), message=decision.message)
+            )
 
         await self._in_store(epoch, work)
         return False
@@ -145,7 +147,11 @@ class Actor:
         async def work(uow: UnitOfWork) -> None:
             lease = await uow.leases.get(decision.lease_id)
             slices = tuple(
-                replace(piece, node_id=decision.node_ids[piece.index][0], isolation=decision.node_ids[piece.index][1])
+                replace(
+                    piece,
+                    node_id=decision.node_ids[piece.index][0],
+                    isolation=decision.node_ids[piece.index][1],
+                )
                 for piece in lease.slices
             )
             step = transition(
@@ -170,13 +176,19 @@ class Actor:
         for piece in lease.slices:
             if piece.node_id is not None:
                 await self.hosts.drain_node(
-                    piece.host, piece.node_id, deadline_ms=deadline_ms, epoch=epoch, message=f"lease {lease.id}: {message}",
+                    piece.host,
+                    piece.node_id,
+                    deadline_ms=deadline_ms,
+                    epoch=epoch,
+                    message=f"lease {lease.id}: {message}",
                 )
 
         async def work(uow: UnitOfWork) -> None:
             fresh = await uow.leases.get(lease.id)
             await uow.leases.update(replace(fresh, noticed_ms=view.now_ms, message=message))
-            await uow.events.append(Event(view.now_ms, "lease.notice", lease.id, lease.tenant, "steward", message))
+            await uow.events.append(
+                Event(view.now_ms, "lease.notice", lease.id, lease.tenant, "steward", message)
+            )
 
         await self._in_store(epoch, work)
 
@@ -198,10 +210,14 @@ class Actor:
     async def _kill(self, decision: v.KillNode, view: v.FarmView, epoch: int) -> None:
         if decision.leaked_ms is not None:
             seconds = (view.now_ms - decision.leaked_ms) // 1000
-            message = f"lease node {decision.name} ran without a lease for up to {seconds} s and is being killed"
+            message = (
+                f"lease node {decision.name} ran without a lease for up to {seconds} s and is being killed"
+            )
 
             async def work(uow: UnitOfWork) -> None:
-                await uow.events.append(Event(view.now_ms, "host.leak", decision.host, None, "steward", message))
+                await uow.events.append(
+                    Event(view.now_ms, "host.leak", decision.host, None, "steward", message)
+                )
 
             await self._in_store(epoch, work)
         await self.hosts.kill_node(decision.host, decision.name, epoch=epoch)
@@ -270,17 +286,31 @@ class Actor:
                 message=decision.message,
                 log_uri=log_uri,
                 started_ms=(ray.started_ms if ray else None) or job.started_ms,
-                ended_ms=((ray.ended_ms if ray else None) or view.now_ms) if decision.status.is_terminal else None,
+                ended_ms=((ray.ended_ms if ray else None) or view.now_ms)
+                if decision.status.is_terminal
+                else None,
                 error_type=job.error_type or (ray.error_type if ray else None),
                 driver_exit_code=ray.driver_exit_code if ray else None,
             )
             await uow.apply(step)
             for name, uri, manifest in models:
                 model = await uow.models.register(
-                    tenant=job.tenant, name=name, uri=uri, job_id=job.id, manifest=manifest, now_ms=view.now_ms,
+                    tenant=job.tenant,
+                    name=name,
+                    uri=uri,
+                    job_id=job.id,
+                    manifest=manifest,
+                    now_ms=view.now_ms,
                 )
                 await uow.events.append(
-                    Event(view.now_ms, "model.registered", model.id, job.tenant, "steward", f"{model.ref} from job {job.submission_id}"),
+                    Event(
+                        view.now_ms,
+                        "model.registered",
+                        model.id,
+                        job.tenant,
+                        "steward",
+                        f"{model.ref} from job {job.submission_id}",
+                    ),
                 )
 
         await self._in_store(epoch, work)
@@ -296,7 +326,9 @@ class Actor:
             if service.status is ServiceStatus.PENDING:
                 await uow.services.update(replace(service, lease_id=lease.id, message=message))
             else:
-                step = transition(service, ServiceStatus.PENDING, now_ms=view.now_ms, message=message, lease_id=lease.id)
+                step = transition(
+                    service, ServiceStatus.PENDING, now_ms=view.now_ms, message=message, lease_id=lease.id
+                )
                 await uow.apply(step)
 
         await self._in_store(epoch, work)
@@ -304,7 +336,9 @@ class Actor:
     async def _update_service(self, decision: v.UpdateService, view: v.FarmView, epoch: int) -> None:
         async def work(uow: UnitOfWork) -> None:
             service = await uow.services.get(decision.service_id)
-            await uow.apply(transition(service, decision.status, now_ms=view.now_ms, message=decision.message))
+            await uow.apply(
+                transition(service, decision.status, now_ms=view.now_ms, message=decision.message)
+            )
 
         await self._in_store(epoch, work)
 

@@ -23,12 +23,19 @@ def first_come(default_limit_milli_gpus: int) -> Admission:
     """
 
     def admit(view: FarmView) -> Decisions:
-        rooms = Rooms.of(view.hosts, (piece for lease in view.leases if lease.status.holds_capacity for piece in lease.slices))
+        rooms = Rooms.of(
+            view.hosts,
+            (piece for lease in view.leases if lease.status.holds_capacity for piece in lease.slices),
+        )
         held: Counter[str] = Counter()
         for lease in view.leases:
             if lease.status.holds_capacity:
                 held[lease.tenant] += lease.milli_gpus
-        queue = [lease for lease in view.leases if lease.status is LeaseStatus.WAITING and lease.target is Target.RUN]
+        queue = [
+            lease
+            for lease in view.leases
+            if lease.status is LeaseStatus.WAITING and lease.target is Target.RUN
+        ]
         decisions: list[Decision] = []
         first_blocked: Lease | None = None
         place_in_queue = 0

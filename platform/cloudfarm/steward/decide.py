@@ -17,7 +17,9 @@ def decide(view: FarmView, *, admit: Admission, policy: Policy) -> Decisions:
     decisions: list[Decision] = []
     for lease in view.leases:
         if view.stopping and lease.status in (LeaseStatus.STARTING, LeaseStatus.ACTIVE):
-            decisions.append(EndLease(lease.id, EndReason.FARM_STOPPED, "the farm is being stopped", view.now_ms))
+            decisions.append(
+                EndLease(lease.id, EndReason.FARM_STOPPED, "the farm is being stopped", view.now_ms)
+            )
         else:
             decisions.extend(lifecycle.advance(lease, view, ground, policy))
     decisions.extend(lifecycle.leaks(view))

@@ -73,7 +73,12 @@ def _start(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Iter
         if node is None:
             orders.append(StartNode(lease.id, piece))
         elif node.phase is NodePhase.EXITED:
-            yield EndLease(lease.id, EndReason.START_FAILED, f"lease node {piece.name} did not start: {node.reason}", now_ms)
+            yield EndLease(
+                lease.id,
+                EndReason.START_FAILED,
+                f"lease node {piece.name} did not start: {node.reason}",
+                now_ms,
+            )
             return
         elif node.phase is NodePhase.UP and node.node_id is not None:
             up[piece.index] = (node.node_id, node.isolation)
@@ -81,7 +86,9 @@ def _start(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Iter
         yield ActivateLease(lease.id, up)
     elif lease.granted_ms is not None and now_ms - lease.granted_ms > policy.start_timeout_ms:
         seconds = policy.start_timeout_ms // 1000
-        yield EndLease(lease.id, EndReason.START_FAILED, f"its lease nodes were not up within {seconds} s", now_ms)
+        yield EndLease(
+            lease.id, EndReason.START_FAILED, f"its lease nodes were not up within {seconds} s", now_ms
+        )
     else:
         yield from orders
 
@@ -103,7 +110,9 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
         if ground.host(piece) is None or (node is not None and node.phase is not NodePhase.EXITED):
             continue
         if lease.noticed_ms is not None:
-            drained += 1  # Ray ends a drained node as soon as it is idle; the others have until the time limit
+            drained += (
+                1  # Ray ends a drained node as soon as it is idle; the others have until the time limit
+            )
             continue
         # Last seen alive at the tick before: the tenant is not charged for what nobody saw.
         at_ms = max(view.last_tick_ms, lease.started_ms or 0)
@@ -115,7 +124,9 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
         return
     if lease.ends_ms is not None and now_ms >= lease.ends_ms:
         yield EndLease(lease.id, EndReason.EXPIRED, "its time is over", now_ms)
-    elif lease.ends_ms is not None and lease.noticed_ms is None and now_ms >= lease.ends_ms - policy.notice_ms:
+    elif (
+        lease.ends_ms is not None and lease.noticed_ms is None and now_ms >= lease.ends_ms - policy.notice_ms
+    ):
         yield NoticeLease(lease.id)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.status import Event
-from cloudfarm.errors import CloudfarmError, FencedError
 from cloudfarm.domain.workload import LEFT_ITS_LEASE
+from cloudfarm.errors import CloudfarmError, FencedError
 from cloudfarm.ports import Store, UnitOfWork, Watch
 from cloudfarm.steward.act import Actor
 from cloudfarm.steward.admission import Admission

@@ -42,7 +42,9 @@ class Observer:
             models = {service.model_id: await uow.models.get(service.model_id) for service in services}
         hosts, ray_jobs, apps = await asyncio.gather(
             self.hosts.observe(),
-            _unless_down(self.ray_jobs.list(), "Ray's jobs") if any(job.submitted_ms for job in jobs) else _none(),
+            _unless_down(self.ray_jobs.list(), "Ray's jobs")
+            if any(job.submitted_ms for job in jobs)
+            else _none(),
             _unless_down(self.serving.apps(), "Serve's applications"),
         )
         now_ms = self.clock.now_ms()

@@ -60,4 +60,3 @@ def lease_for_service(service: Service, now_ms: int) -> Lease:
         ask=ask,
         created_ms=now_ms,
     )
-

@@ -46,7 +46,11 @@ def _submitted_job(job: Job, lease: Lease | None, view: FarmView) -> Iterator[De
         yield _lost(job, lease)
     elif ray is None:
         # The steward died between noting the submission and making it; submitting twice is harmless.
-        yield UpdateJob(job.id, JobStatus.STOPPED, "stopped before it started") if job.target is Target.END else SubmitJob(job.id)
+        yield (
+            UpdateJob(job.id, JobStatus.STOPPED, "stopped before it started")
+            if job.target is Target.END
+            else SubmitJob(job.id)
+        )
     else:
         if ray.status is JobStatus.RUNNING and job.status is JobStatus.PENDING:
             yield UpdateJob(job.id, JobStatus.RUNNING, ray.message, ray)
@@ -58,7 +62,9 @@ def _lost(job: Job, lease: Lease | None) -> UpdateJob:
     reason = lease.reason if lease is not None else None
     why = lease.message if lease is not None and lease.message else "it has ended"
     stopped = job.target is Target.END or reason in (EndReason.RELEASED, EndReason.CANCELLED)
-    return UpdateJob(job.id, JobStatus.STOPPED if stopped else JobStatus.FAILED, f"its lease {job.lease_id} ended: {why}")
+    return UpdateJob(
+        job.id, JobStatus.STOPPED if stopped else JobStatus.FAILED, f"its lease {job.lease_id} ended: {why}"
+    )
 
 
 def services(view: FarmView, leases: Mapping[str, Lease]) -> Iterator[Decision]:
@@ -94,7 +100,9 @@ def _serving(service: Service, view: FarmView) -> Iterator[Decision]:
 
 def releases(view: FarmView) -> Iterator[Decision]:
     """Yield a release for every lease whose workload is over."""
-    used = {job.lease_id for job in view.jobs} | {service.lease_id for service in view.services if service.target is Target.RUN}
+    used = {job.lease_id for job in view.jobs} | {
+        service.lease_id for service in view.services if service.target is Target.RUN
+    }
     reasons = {LeaseKind.JOB: EndReason.JOB_FINISHED, LeaseKind.SERVICE: EndReason.SERVICE_DELETED}
     for lease in view.leases:
         over = lease.kind in reasons and lease.id not in used

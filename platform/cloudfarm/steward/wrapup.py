@@ -13,7 +13,9 @@ from cloudfarm.ports import Artifacts, Hosts
 log = logging.getLogger(__name__)
 
 
-async def archive_log(job: Job, lease: Lease, hosts: Hosts, artifacts: Artifacts, max_bytes: int) -> str | None:
+async def archive_log(
+    job: Job, lease: Lease, hosts: Hosts, artifacts: Artifacts, max_bytes: int
+) -> str | None:
     """Copy the driver's log from the lease node that ran it to the artifact store; None if no host has it."""
     file = f"job-driver-{job.ray_id}.log"
     for piece in lease.slices:
@@ -38,7 +40,9 @@ async def collect_models(job: Job, artifacts: Artifacts) -> list[tuple[str, str,
         try:
             manifest = json.loads(await artifacts.read(*outbox, name, "model.json"))
         except ValueError as error:
-            log.warning("job %s published a model '%s' with an unreadable manifest: %s", job.ray_id, name, error)
+            log.warning(
+                "job %s published a model '%s' with an unreadable manifest: %s", job.ray_id, name, error
+            )
             continue
         if isinstance(manifest, dict):
             found.append((name, artifacts.uri(*outbox, name), manifest))

@@ -14,7 +14,9 @@ from cloudfarm.testing.clock import ManualClock
 GIB = 1024**3
 
 
-def make_host(name: str, gpus: int = 2, *, model: str = "SIM", cpus: int = 16, memory_bytes: int = 64 * GIB) -> Host:
+def make_host(
+    name: str, gpus: int = 2, *, model: str = "SIM", cpus: int = 16, memory_bytes: int = 64 * GIB
+) -> Host:
     """Return an empty host with so many GPUs."""
     return Host(
         id=name,
@@ -58,7 +60,13 @@ class FakeHosts:
         return found
 
     async def start_node(
-        self, piece: Slice, *, tenant: str, epoch: int, labels: Mapping[str, str], env: Mapping[str, str],
+        self,
+        piece: Slice,
+        *,
+        tenant: str,
+        epoch: int,
+        labels: Mapping[str, str],
+        env: Mapping[str, str],
     ) -> None:
         """Start a node, as the host's knobs have it."""
         self._fence(piece.host, epoch)
@@ -70,9 +78,13 @@ class FakeHosts:
         key = (piece.host, piece.name)
         if key not in self.nodes:
             node_id = f"ray-{piece.name}" if phase is NodePhase.UP else None
-            self.nodes[key] = NodeTruth(piece.name, labels["lease"], phase, node_id, self.clock.now_ms(), "fake", "broken")
+            self.nodes[key] = NodeTruth(
+                piece.name, labels["lease"], phase, node_id, self.clock.now_ms(), "fake", "broken"
+            )
 
-    async def drain_node(self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str) -> None:
+    async def drain_node(
+        self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str
+    ) -> None:
         """Note the drain."""
         self._fence(host, epoch)
         self.drained.append((host, node_id, deadline_ms))
@@ -160,7 +172,10 @@ class FakeServing:
 
     async def apps(self) -> Mapping[str, ServeApp]:
         """Return what runs."""
-        return {name: ServeApp(name, name not in self.failing, name in self.failing, "broken") for name in self.applied}
+        return {
+            name: ServeApp(name, name not in self.failing, name in self.failing, "broken")
+            for name in self.applied
+        }
 
 
 @dataclass(slots=True)

@@ -84,7 +84,7 @@ class FakeInference:
 
     async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
         """Return the payload, as the knobs have it."""
-        assert timeout_s > 0  # noqa: S101 - a caller that would wait for nothing or for ever
+        assert timeout_s > 0
         if self.down:
             raise UnavailableError("no replica answers just now")
         if self.refusal:

@@ -46,7 +46,14 @@ class MemoryFarm:
             clock=self.clock,
             observer=Observer(self.store, self.clock, self.hosts, self.ray_jobs, self.serving),
             actor=Actor(
-                self.store, self.clock, self.hosts, self.ray_jobs, self.serving, self.artifacts, POLICY, 1_000_000,
+                self.store,
+                self.clock,
+                self.hosts,
+                self.ray_jobs,
+                self.serving,
+                self.artifacts,
+                POLICY,
+                1_000_000,
             ),
             watch=self.watch,
             admit=first_come(self.limit_milli_gpus),
@@ -78,7 +85,13 @@ class MemoryFarm:
         raise AssertionError(f"the farm did not come to rest within {MAX_STEPS} steps")
 
     async def request(
-        self, lease_id: str, shape: str, *, tenant: str = "a", hours: float = 1.0, kind: LeaseKind = LeaseKind.MANUAL,
+        self,
+        lease_id: str,
+        shape: str,
+        *,
+        tenant: str = "a",
+        hours: float = 1.0,
+        kind: LeaseKind = LeaseKind.MANUAL,
     ) -> None:
         """Queue a lease."""
         ask = Ask(parse_shape(shape), cpus=1, memory_bytes=GIB, duration_ms=int(hours * 3_600_000))

@@ -59,14 +59,14 @@ class FrontDoor:
     async def submit(self, who: str = "alpha.member", **fields: Any) -> str:
         """Submit a job and return its submission id."""
         answer = await self.call(who, "POST", "/api/jobs/", json={"entrypoint": "python train.py", **fields})
-        assert answer.status_code == 200, answer.text  # noqa: S101, PLR2004 - a test helper
+        assert answer.status_code == 200, answer.text  # noqa: PLR2004 - a test helper
         submission_id: str = answer.json()["submission_id"]
         return submission_id
 
     async def lease(self, who: str = "alpha.member", **fields: Any) -> dict[str, Any]:
         """Request a lease and return it."""
         answer = await self.call(who, "POST", "/v1/leases", json={"gpus": "0.5", **fields})
-        assert answer.status_code == 201, answer.text  # noqa: S101, PLR2004 - a test helper
+        assert answer.status_code == 201, answer.text  # noqa: PLR2004 - a test helper
         lease: dict[str, Any] = answer.json()
         return lease
 

@@ -22,25 +22,25 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, 
     - Below ``/api/`` the same is answered as plain text ``<detail> (<code>)``, unless ``Accept`` asks for
       JSON, since Ray's clients print the text of whatever they get.
     """
-    assert answer.status_code == status, f"{answer.status_code} {answer.text}"  # noqa: S101 - an assertion is its job
-    assert answer.headers["x-cloudfarm-error"] == code  # noqa: S101
-    assert answer.headers["cache-control"] == "no-store"  # noqa: S101
-    assert ("www-authenticate" in answer.headers) == (status == 401)  # noqa: S101, PLR2004
-    assert ("retry-after" in answer.headers) == (status in (429, 503))  # noqa: S101
+    assert answer.status_code == status, f"{answer.status_code} {answer.text}"
+    assert answer.headers["x-cloudfarm-error"] == code
+    assert answer.headers["cache-control"] == "no-store"
+    assert ("www-authenticate" in answer.headers) == (status == 401)  # noqa: PLR2004
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
     for inside in ("Traceback", "cloudfarm.", ".py"):
-        assert inside not in answer.text  # noqa: S101
+        assert inside not in answer.text
     if answer.headers["content-type"].startswith("text/plain"):
-        assert answer.url.path.startswith("/api/")  # noqa: S101
-        assert answer.text.endswith(f" ({code})")  # noqa: S101
+        assert answer.url.path.startswith("/api/")
+        assert answer.text.endswith(f" ({code})")
         return {"detail": answer.text.removesuffix(f" ({code})"), "code": code}
-    assert answer.headers["content-type"] == "application/problem+json"  # noqa: S101
+    assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = json.loads(answer.content)
-    assert body["type"] == f"urn:cloudfarm:error:{code}"  # noqa: S101
-    assert body["code"] == code  # noqa: S101
-    assert body["status"] == status  # noqa: S101
-    assert unquote(body["instance"]) == answer.url.path  # noqa: S101
-    assert body["title"]  # noqa: S101
-    assert body["detail"]  # noqa: S101
+    assert body["type"] == f"urn:cloudfarm:error:{code}"
+    assert body["code"] == code
+    assert body["status"] == status
+    assert unquote(body["instance"]) == answer.url.path
+    assert body["title"]
+    assert body["detail"]
     return body
 
 

@@ -46,7 +46,13 @@ class MemoryArtifacts:
 
     async def list(self, *parts: str) -> Sequence[str]:
         """Return the names in a folder."""
-        return sorted({path[len(parts)] for path in self.files if path[: len(parts)] == parts and len(path) > len(parts)})
+        return sorted(
+            {
+                path[len(parts)]
+                for path in self.files
+                if path[: len(parts)] == parts and len(path) > len(parts)
+            }
+        )
 
     async def delete(self, *parts: str) -> None:
         """Remove a file or folder."""

@@ -10,13 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-BEAT = "import sys,time,pathlib\nwhile True:\n    pathlib.Path(sys.argv[1]).write_text(str(time.time()))\n    time.sleep(0.05)"
+BEAT = """
+import sys, time, pathlib
+while True:
+    pathlib.Path(sys.argv[1]).write_text(str(time.time()))
+    time.sleep(0.05)
+"""
+IGNORE = "import signal\nfor number in (signal.SIGTERM, signal.SIGHUP):\n    signal.signal(number, signal.SIG_IGN)\n"
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    ignoring = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{BEAT}"
-    subprocess.Popen([sys.executable, "-c", ignoring, str(folder / "ignores-sigterm")])
+    subprocess.Popen([sys.executable, "-c", IGNORE + BEAT, str(folder / "ignores-sigterm")])
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:

@@ -4,7 +4,6 @@ usage: escape.py strip|subprocess|sleep LEASE FILE: every piece of work that got
 to FILE.
 """
 
-# ruff: noqa: T201 - a job prints
 import os
 import subprocess
 import sys

@@ -3,7 +3,6 @@
 Prints one JSON line a look: when it ended, how long it took, what it found.
 """
 
-# ruff: noqa: T201 - its lines are its result
 import dataclasses
 import json
 import sys

@@ -1,6 +1,6 @@
 """A tenant's script: stock Ray code that knows nothing of Cloudfarm. It prints where its parts ran."""
 
-# ruff: noqa: T201, PLC0415 - a job prints, and Train is imported only where it is used
+# ruff: noqa: PLC0415 - a job prints, and Train is imported only where it is used
 
 import json
 import sys

@@ -24,7 +24,7 @@ def preload() -> None:
     One package of Ray's is left to the agent, which imports it in milliseconds: while imported, it makes an
     OpenTelemetry meter, which from then on starts threads in every fork.
     """
-    import grpc.aio  # type: ignore[import-untyped]  # noqa: F401, PLC0415
+    import grpc.aio  # noqa: F401, PLC0415
     import ray._private.log_monitor  # noqa: PLC0415
     import ray._private.node  # noqa: PLC0415
     import ray.dashboard.agent  # noqa: PLC0415
