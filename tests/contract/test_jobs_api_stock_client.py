@@ -61,13 +61,14 @@ async def play_steward(door: FrontDoor) -> None:
                 await asyncio.sleep(0.2)
                 await door.start_lease(lease.id)
         for job in jobs:
+            name = f"{job.tenant}.{job.submission_id}"
             if job.target is ours.Target.END:
                 await door.move_job(job.submission_id, ours.JobStatus.STOPPED, tenant=job.tenant, log="")
             elif job.status is ours.JobStatus.PENDING:
-                door.live_logs.write(job.ray_id, *(["ü" * LONG] if "long" in job.entrypoint else LINES[:2]))
+                door.live_logs.write(name, *(["ü" * LONG] if "long" in job.entrypoint else LINES[:2]))
                 await door.move_job(job.submission_id, ours.JobStatus.RUNNING, tenant=job.tenant)
             elif "forever" not in job.entrypoint:
-                door.live_logs.close(job.ray_id)
+                door.live_logs.close(name)
                 end = ours.JobStatus.FAILED if "false" in job.entrypoint else ours.JobStatus.SUCCEEDED
                 log = "ü" * LONG if "long" in job.entrypoint else "".join(LINES)
                 await door.move_job(job.submission_id, end, tenant=job.tenant, log=log)

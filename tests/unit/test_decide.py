@@ -187,12 +187,15 @@ def test_capacity_of_an_ending_lease_is_not_given_away() -> None:
     assert kinds == [v.KillNode, v.Wait]
 
 
+RAY_ID = "a.train.j1"
+
+
 def job(**more) -> Job:
     return Job("j1", "a", "kim", "train", "l1", True, "python x.py", NOW, **more)
 
 
 def ray(status: JobStatus, message: str = "") -> dict[str, v.RayJob]:
-    return {"a.train": v.RayJob("a.train", status, message)}
+    return {RAY_ID: v.RayJob(RAY_ID, status, message)}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +216,7 @@ def ray(status: JobStatus, message: str = "") -> dict[str, v.RayJob]:
             job(submitted_ms=NOW),
             running(),
             ray(JobStatus.RUNNING, "go"),
-            [v.UpdateJob("j1", JobStatus.RUNNING, "go", ray(JobStatus.RUNNING, "go")["a.train"])],
+            [v.UpdateJob("j1", JobStatus.RUNNING, "go", ray(JobStatus.RUNNING, "go")[RAY_ID])],
         ),
         (job(submitted_ms=NOW, status=JobStatus.RUNNING), running(), ray(JobStatus.RUNNING), []),
         (
@@ -226,7 +229,7 @@ def ray(status: JobStatus, message: str = "") -> dict[str, v.RayJob]:
             job(submitted_ms=NOW, status=JobStatus.RUNNING),
             running(),
             ray(JobStatus.FAILED, "boom"),
-            [v.UpdateJob("j1", JobStatus.FAILED, "boom", ray(JobStatus.FAILED, "boom")["a.train"])],
+            [v.UpdateJob("j1", JobStatus.FAILED, "boom", ray(JobStatus.FAILED, "boom")[RAY_ID])],
         ),
     ],
 )
@@ -244,7 +247,7 @@ def test_a_job_that_left_its_lease_has_failed_whatever_ray_says() -> None:
     )
     in_ray = ray(JobStatus.STOPPED, "stopped")
     decisions = decided(view(running(), hosts=(host(node("l1-0")),), jobs=(caught,), ray_jobs=in_ray))
-    assert decisions == [v.UpdateJob("j1", JobStatus.FAILED, "an actor ran on l2", in_ray["a.train"])]
+    assert decisions == [v.UpdateJob("j1", JobStatus.FAILED, "an actor ran on l2", in_ray[RAY_ID])]
 
 
 def test_a_job_whose_lease_is_lost_fails_and_says_so() -> None:

@@ -90,7 +90,7 @@ class FarmMachine(RuleBasedStateMachine):
 
     @rule(job_id=consumes(jobs), status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]))
     def job_ends(self, job_id: str, status: JobStatus) -> None:
-        ray_id = f"a.{job_id}"
+        ray_id = f"a.{job_id}.{job_id}"
         if ray_id in self.farm.ray_jobs.jobs:
             self.farm.ray_jobs.end(ray_id, status)
 
@@ -142,7 +142,7 @@ class FarmMachine(RuleBasedStateMachine):
         running = {name for _, name in self.farm.hosts.nodes}
         assert running <= owned
         for lease in leases:
-            if lease.status is LeaseStatus.ACTIVE:
+            if lease.status is LeaseStatus.ACTIVE and lease.noticed_ms is None:  # else idle nodes may go
                 assert {piece.name for piece in lease.slices} <= running
 
     @invariant()

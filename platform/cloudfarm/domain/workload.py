@@ -45,8 +45,11 @@ class Job:
 
     @property
     def ray_id(self) -> str:
-        """The submission id inside the one cluster: unique over tenants and readable in the dashboard."""
-        return f"{self.tenant}.{self.submission_id}"
+        """The submission id inside the one cluster: readable in the dashboard, and never used a second time.
+
+        With the farm's own id, because a tenant may delete a job and use its submission id again.
+        """
+        return f"{self.tenant}.{self.submission_id}.{self.id}"
 
 
 @dataclass(frozen=True, slots=True)

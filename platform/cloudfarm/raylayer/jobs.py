@@ -1,5 +1,6 @@
 """Tenants' jobs in the one cluster, through Ray's own Jobs API; and their logs while they run."""
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -14,6 +15,20 @@ from cloudfarm.raylayer.ray_http import RayHttp
 from cloudfarm.steward.view import RayJob
 
 _PACKAGE = "gcs://"
+
+
+def own_package_name(tenant: str, name: str, data: bytes) -> str:
+    """Return the name under which a tenant's package is given to Ray: by tenant and content.
+
+    Package names are hashes that clients compute and nobody checks: sharing them would let one tenant plant a package
+    that another one's job then runs. A wheel's name means something to pip, so there the digest is the build tag.
+    """
+    digest = hashlib.sha256(tenant.encode() + b"\0" + data).hexdigest()[:32]
+    stem, dot, suffix = name.rpartition(".")
+    if suffix == "whl":
+        *distribution, python, abi, platform = stem.split("-")
+        return "-".join([*distribution[:2], f"0{digest}", python, abi, platform]) + ".whl"
+    return f"_ray_pkg_{digest}{dot}{suffix}"
 
 
 class RayJobsClient:
@@ -40,8 +55,11 @@ class RayJobsClient:
                 "lease": job.lease_id,
                 "job_name": job.submission_id,
             },
-            "entrypoint_label_selector": dict(label_selector),
             **job.resources,
+            "entrypoint_label_selector": {
+                **job.resources.get("entrypoint_label_selector", {}),
+                **label_selector,
+            },
         }
         try:
             await self._http.request("POST", "/api/jobs/", json=body)
@@ -61,20 +79,16 @@ class RayJobsClient:
         return runtime_env
 
     async def _hand_over(self, tenant: str, uri: Any) -> Any:
-        """Upload one of the tenant's packages to Ray under a name of the tenant's own, and return that name.
-
-        Package names are hashes that clients compute and nobody checks: sharing names would let one tenant plant a
-        package that another one's job then runs.
-        """
+        """Upload one of the tenant's packages to Ray, and return the name that it has there."""
         if not isinstance(uri, str) or not uri.startswith(_PACKAGE):
             return uri
         name = uri.removeprefix(_PACKAGE)
-        own = name.replace("_ray_pkg_", f"_ray_pkg_{tenant.replace('-', '_')}_", 1)
+        data = await self._artifacts.read("tenants", tenant, "packages", name)
+        own = own_package_name(tenant, name, data)
         path = f"/api/packages/gcs/{quote(own)}"
         try:
             await self._http.request("GET", path)
         except NotFoundError:
-            data = await self._artifacts.read("tenants", tenant, "packages", name)
             await self._http.request("PUT", path, content=data)
         return _PACKAGE + own
 

@@ -31,7 +31,7 @@ class StewardActor:
         self._shared: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
-        """Begin the loop; a second call changes nothing. Also called by every nudge, so a restarted actor runs again."""
+        """Begin the loop; a second call changes nothing. Every nudge calls it too, so a restarted actor runs again."""
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 

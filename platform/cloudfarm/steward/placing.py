@@ -1,19 +1,12 @@
 """What a lease node is told about its lease, and the lease that a service asks for."""
 
-import secrets
 from collections.abc import Mapping
 
+from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Grade, Lease, LeaseKind, Slice
 from cloudfarm.domain.quantities import MAX_HOURS, Shape
 from cloudfarm.domain.workload import Service
 from cloudfarm.ports import Artifacts
-
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-
-
-def new_lease_id() -> str:
-    """Return a new id: ``l`` and 8 characters of base 32, short enough for socket paths and labels."""
-    return "l" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
 def node_labels(lease: Lease, piece: Slice) -> Mapping[str, str]:
@@ -52,7 +45,7 @@ def lease_for_service(service: Service, now_ms: int) -> Lease:
         distinct_gpus=False,
     )
     return Lease(
-        id=new_lease_id(),
+        id=new_id("l"),
         tenant=service.tenant,
         owner=service.owner,
         name=service.name,

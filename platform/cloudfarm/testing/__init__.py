@@ -1,1 +1,1 @@
-"""Shipped fakes: a manual clock, an in-memory store, hosts with faults; and the invariants that every test may check."""
+"""Shipped fakes: a manual clock, an in-memory store, hosts with faults; and what must hold of every farm."""

@@ -9,9 +9,16 @@ from cloudfarm.domain.workload import Job
 from cloudfarm.errors import InvalidInputError, UnavailableError
 
 
+def _name(job: Job) -> str:
+    return f"{job.tenant}.{job.submission_id}"
+
+
 @dataclass(slots=True)
 class FakeLiveLogs:
-    """Implements :class:`cloudfarm.ports.LiveLogs`: a job's log is what the test has written so far."""
+    """Implements :class:`cloudfarm.ports.LiveLogs`: a job's log is what the test has written so far.
+
+    Tests name a job ``tenant.submission_id``.
+    """
 
     cut_after: int | None = None
     """Cut a tail off after so many pieces."""
@@ -33,13 +40,13 @@ class FakeLiveLogs:
             at = 0
             while True:
                 self._refuse(job)
-                pieces = self._pieces.get(job.ray_id, [])
+                pieces = self._pieces.get(_name(job), [])
                 while at < len(pieces):
                     if self.cut_after is not None and at >= self.cut_after:
                         raise UnavailableError(f"the log of {job.submission_id} was cut off")
                     at += 1
                     yield pieces[at - 1]
-                if job.ray_id in self._closed:
+                if _name(job) in self._closed:
                     return
                 self._changed.clear()
                 await self._changed.wait()
@@ -49,7 +56,7 @@ class FakeLiveLogs:
     async def read(self, job: Job) -> str:
         """Return what is written."""
         self._refuse(job)
-        return "".join(self._pieces.get(job.ray_id, []))
+        return "".join(self._pieces.get(_name(job), []))
 
     def _refuse(self, job: Job) -> None:
         if self.down:
@@ -57,14 +64,14 @@ class FakeLiveLogs:
 
     # === Test methods ===
 
-    def write(self, ray_id: str, *pieces: str) -> None:
+    def write(self, name: str, *pieces: str) -> None:
         """Let a job print."""
-        self._pieces.setdefault(ray_id, []).extend(pieces)
+        self._pieces.setdefault(name, []).extend(pieces)
         self._changed.set()
 
-    def close(self, ray_id: str) -> None:
+    def close(self, name: str) -> None:
         """Let Ray close a job's log."""
-        self._closed.add(ray_id)
+        self._closed.add(name)
         self._changed.set()
 
     def break_off(self) -> None:

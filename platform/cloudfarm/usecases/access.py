@@ -1,7 +1,6 @@
 """Who asks, what they may do, and how another tenant's things stay invisible."""
 
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -12,7 +11,6 @@ from cloudfarm.ports import Store, UnitOfWork
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 _ATTEMPTS = 5
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
 T = TypeVar("T")
 
@@ -140,8 +138,3 @@ async def in_unit(store: Store, work: Callable[[UnitOfWork], Awaitable[T]]) -> T
             if attempt == _ATTEMPTS:
                 raise
     raise AssertionError("the last attempt returns or raises")
-
-
-def new_id(prefix: str) -> str:
-    """Return a new id: a letter for the kind and 8 random base32 characters."""
-    return prefix + "".join(secrets.choice(_BASE32) for _ in range(8))

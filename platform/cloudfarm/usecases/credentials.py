@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.quantities import parse_hours
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Credential, CredentialKind, Role, check_slug, hash_secret, new_secret
 from cloudfarm.errors import InvalidInputError, NotFoundError, UnauthenticatedError
 from cloudfarm.ports import Store, UnitOfWork
-from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, new_id
+from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
 from cloudfarm.usecases.tenants import find_tenant
 
 MAX_SECRET = 200

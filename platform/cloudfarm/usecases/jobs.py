@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Lease, LeaseKind
 from cloudfarm.domain.quantities import parse_bytes, parse_count
 from cloudfarm.domain.status import Event, JobStatus, LeaseStatus, Target
@@ -16,7 +17,7 @@ from cloudfarm.errors import ConflictError, InvalidInputError, NotFoundError, To
 from cloudfarm.ports import Artifacts, Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.usecases import paths
-from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, new_id
+from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
 from cloudfarm.usecases.asks import build_ask, check_ask
 from cloudfarm.usecases.job_request import LEASE_KEY, JobRequest, read_job_request
 from cloudfarm.usecases.leases import add_lease, held_lease

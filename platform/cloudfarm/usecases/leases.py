@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Lease, LeaseKind
 from cloudfarm.domain.quantities import MAX_HOURS, parse_hours
 from cloudfarm.domain.status import Event, LeaseStatus, Target
@@ -12,7 +13,7 @@ from cloudfarm.domain.tenant import Role
 from cloudfarm.errors import AlreadyExistsError, ConflictError, InvalidInputError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
-from cloudfarm.usecases.access import Principal, in_unit, new_id, owned
+from cloudfarm.usecases.access import Principal, in_unit, owned
 from cloudfarm.usecases.asks import check_ask
 
 HOUR_MS = 3_600_000

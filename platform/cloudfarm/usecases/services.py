@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Lease
 from cloudfarm.domain.quantities import MAX_HOURS, Shape, parse_count, parse_shape
 from cloudfarm.domain.status import Event, ServiceStatus, Target
@@ -18,7 +19,7 @@ from cloudfarm.errors import (
 )
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
-from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, new_id, quoted
+from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, quoted
 from cloudfarm.usecases.asks import build_ask, check_ask
 from cloudfarm.usecases.models import find_model
 

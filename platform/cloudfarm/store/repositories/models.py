@@ -1,18 +1,16 @@
 """Model versions."""
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import func, select
 
+from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.workload import ModelVersion
 from cloudfarm.errors import NotFoundError
 from cloudfarm.store import rows
 from cloudfarm.store.records import Records
 from cloudfarm.store.transaction import Transaction
-
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 class SqlModels:
@@ -45,7 +43,7 @@ class SqlModels:
         numbers = select(func.max(table.c.number)).where(table.c.tenant == tenant, table.c.name == name)
         newest: int | None = (await self._records.transaction.read(numbers)).scalar_one()
         version = ModelVersion(
-            id="m" + "".join(secrets.choice(_BASE32) for _ in range(8)),
+            id=new_id("m"),
             tenant=tenant,
             name=name,
             number=(newest or 0) + 1,

@@ -1,0 +1,189 @@
+"""A farm of the benchmark's own: brought up, measured at rest, used by one tenant, and taken down."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloudfarm.client import FarmClient
+from cloudfarm.operations import drain, prepare
+from cloudfarm.raylayer.farm import LocalFarm
+from cloudfarm.raylayer.launcher import NodeLauncher, procs
+from cloudfarm.settings import Settings
+
+PORT_BASE = 27000
+"""The farm takes 2200 ports from here (the head's and one host's); then come those of the stock nodes."""
+OWN_PORTS = PORT_BASE + 2200
+FRONT_DOOR_PORT = 29990
+HOST = "h0"
+DEADLINE_S = 120.0
+SHAPE = {"gpus": "0.5", "cpus": 1, "memory": "1GB", "hours": 1}
+"""A lease of one slice: what one stock node is compared with."""
+
+
+class BenchmarkError(Exception):
+    """Something did not come up; there is nothing to measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchFarm:
+    """A running farm of one host with four simulated GPUs, and a tenant of it."""
+
+    local: LocalFarm
+    tenant: FarmClient
+    base: Path
+    """Short folder for what is made beside the farm."""
+
+    @property
+    def ray_env(self) -> dict[str, str]:
+        """The environment of stock Ray processes that join the farm's own cluster."""
+        return {
+            **clean_env(),
+            **self.local.paths.ray_env(self.local.settings.bind_address, self.local.gcs_address),
+        }
+
+    @property
+    def dashboard_url(self) -> str:
+        """Ray's own Jobs API, behind the front door."""
+        return f"http://{self.local.settings.bind_address}:{self.local.paths.dashboard_port}"
+
+    def host_launcher(self) -> NodeLauncher:
+        """Return the launcher that sees the host's lease nodes; used for looking only."""
+        return NodeLauncher(self.local.paths.host_dir(HOST))
+
+    def control_launcher(self) -> NodeLauncher:
+        """Return the launcher that sees the head and the base node; used for looking only."""
+        return NodeLauncher(self.local.paths.state_dir / "control")
+
+    @contextmanager
+    def lease(self, **ask: Any) -> Iterator[dict[str, Any]]:
+        """Hold an active lease, and wait afterwards until nothing of it is left."""
+        asked = self.tenant.post("/v1/leases", {**SHAPE, **ask})["id"]
+        try:
+            lease = self.wait(f"/v1/leases/{asked}", "ACTIVE")
+            yield lease
+        finally:
+            self.tenant.delete(f"/v1/leases/{asked}")
+            self.wait(f"/v1/leases/{asked}", "ENDED")
+
+    def wait(self, path: str, status: str) -> dict[str, Any]:
+        """Return what is at a path of the API once it has a status."""
+
+        def look() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.tenant.get(path)
+            if found["status"] in ("FAILED", "ENDED") and found["status"] != status:
+                raise BenchmarkError(f"{path} is {found['status']}: {found['message']}")
+            return found if found["status"] == status else None
+
+        found: dict[str, Any] = until(look, f"{path} to be {status}")
+        return found
+
+    def node_tree(self, name: str) -> set[int]:
+        """Return the processes of a lease node."""
+        record = next(record for record in self.host_launcher().records() if record.name == name)
+        return procs.descendants([record.pid] if record.pid else [], procs.snapshot())
+
+    def zygotes(self) -> dict[str, int]:
+        """Return the pids of the processes that lease nodes and control nodes are forked from."""
+        found = {}
+        for name, folder in {
+            "lease nodes": self.local.paths.host_dir(HOST),
+            "control": self._control,
+        }.items():
+            title = f"cloudfarm-zygote {farm_of(folder)}"
+            pids = [pid for pid in procs.snapshot() if procs.title(pid).strip() == title.strip()]
+            found |= {name: pid for pid in pids}
+        return found
+
+    @property
+    def _control(self) -> Path:
+        return self.local.paths.state_dir / "control"
+
+
+def farm_of(folder: Path) -> str:
+    """Return the mark that a launcher puts on the processes of its state folder."""
+    from cloudfarm.raylayer.launcher import state  # noqa: PLC0415
+
+    return state.StateDir(folder.resolve()).farm
+
+
+@contextmanager
+def running_farm(say: Callable[[str], None]) -> Iterator[BenchFarm]:
+    """Bring a farm up with one tenant; take everything down again whatever happens.
+
+    Raises:
+        BenchmarkError: if something of it is left running.
+    """
+    base = Path(tempfile.mkdtemp(prefix="cf-bench-", dir="/tmp"))  # noqa: S108 - private; sockets want it short
+    settings = Settings(
+        state_dir=base / "state",
+        hosts=1,
+        gpus=4,
+        cpus=16,
+        port=FRONT_DOOR_PORT,
+        internal_port_base=PORT_BASE,
+        notice_s=0,
+        default_limit_gpus="4",
+    )
+    local = LocalFarm(settings, progress=say)
+    before = dict(os.environ)
+    try:
+        local.paths.make()
+        asyncio.run(prepare(settings, local.paths.operator_token_file))
+        local.up()
+        with FarmClient(local.url, local.paths.operator_token_file.read_text().strip()) as operator:
+            slug = f"bench-{secrets.token_hex(2)}"
+            operator.post("/v1/tenants", {"id": slug, "title": "Benchmark"})
+            token = operator.post("/v1/tokens", {"user": "bench", "role": "admin", "tenant": slug})["secret"]
+        with FarmClient(local.url, token) as tenant:
+            yield BenchFarm(local, tenant, base)
+        asyncio.run(drain(settings, 30.0))
+    finally:
+        local.down()
+        left = local.left_running()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(base, ignore_errors=True)
+    if left:
+        raise BenchmarkError(f"left running: {left}")
+
+
+def clean_env() -> dict[str, str]:
+    """Return the environment without anything that would lead a stock client to another cluster."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CLOUDFARM_"))}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def until(look: Callable[[], Any], what: str) -> Any:
+    """Return the first look that is true; neither Ray nor the API tell of changes by themselves.
+
+    Raises:
+        BenchmarkError: if it stays false.
+    """
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"waited {DEADLINE_S:.0f} s in vain for {what}")
+        time.sleep(0.05)
+    return found
+
+
+def run(command: list[str], env: dict[str, str], timeout_s: float = DEADLINE_S) -> str:
+    """Run a command and return what it printed.
+
+    Raises:
+        BenchmarkError: with its output, if it fails.
+    """
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
+    if done.returncode != 0:
+        raise BenchmarkError(f"{' '.join(command[:4])} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout
