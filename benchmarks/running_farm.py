@@ -17,7 +17,7 @@ from typing import Any
 from cloudfarm.client import FarmClient
 from cloudfarm.operations import drain, prepare
 from cloudfarm.raylayer.farm import LocalFarm
-from cloudfarm.raylayer.launcher import NodeLauncher, procs
+from cloudfarm.raylayer.launcher import NodeLauncher, procs, state
 from cloudfarm.settings import Settings
 
 PORT_BASE = 27000
@@ -40,6 +40,7 @@ class BenchFarm:
 
     local: LocalFarm
     tenant: FarmClient
+    slug: str
     base: Path
     """Short folder for what is made beside the farm."""
 
@@ -92,28 +93,25 @@ class BenchFarm:
         record = next(record for record in self.host_launcher().records() if record.name == name)
         return procs.descendants([record.pid] if record.pid else [], procs.snapshot())
 
-    def zygotes(self) -> dict[str, int]:
-        """Return the pids of the processes that lease nodes and control nodes are forked from."""
-        found = {}
+    def trees(self) -> dict[str, set[int]]:
+        """Return the processes of the head, of the base node, and the two zygotes that nodes are forked from."""
+        everything = procs.snapshot()
+        launchers = {"control": self.control_launcher(), "host": self.host_launcher()}
+        found = {
+            record.name: procs.descendants([record.pid] if record.pid else [], everything)
+            for record in launchers["control"].records()
+        }
         for name, folder in {
-            "lease nodes": self.local.paths.host_dir(HOST),
-            "control": self._control,
+            "control": self.local.paths.state_dir / "control",
+            "host": self._host_dir,
         }.items():
-            title = f"cloudfarm-zygote {farm_of(folder)}"
-            pids = [pid for pid in procs.snapshot() if procs.title(pid).strip() == title.strip()]
-            found |= {name: pid for pid in pids}
+            title = state.zygote_title(state.StateDir(folder.resolve()).farm)
+            found[f"zygote of the {name}"] = {pid for pid in everything if procs.title(pid) == title}
         return found
 
     @property
-    def _control(self) -> Path:
-        return self.local.paths.state_dir / "control"
-
-
-def farm_of(folder: Path) -> str:
-    """Return the mark that a launcher puts on the processes of its state folder."""
-    from cloudfarm.raylayer.launcher import state  # noqa: PLC0415
-
-    return state.StateDir(folder.resolve()).farm
+    def _host_dir(self) -> Path:
+        return self.local.paths.host_dir(HOST)
 
 
 @contextmanager
@@ -123,7 +121,7 @@ def running_farm(say: Callable[[str], None]) -> Iterator[BenchFarm]:
     Raises:
         BenchmarkError: if something of it is left running.
     """
-    base = Path(tempfile.mkdtemp(prefix="cf-bench-", dir="/tmp"))  # noqa: S108 - private; sockets want it short
+    base = Path(tempfile.mkdtemp(prefix="cf-bench-", dir="/tmp"))
     settings = Settings(
         state_dir=base / "state",
         hosts=1,
@@ -145,7 +143,7 @@ def running_farm(say: Callable[[str], None]) -> Iterator[BenchFarm]:
             operator.post("/v1/tenants", {"id": slug, "title": "Benchmark"})
             token = operator.post("/v1/tokens", {"user": "bench", "role": "admin", "tenant": slug})["secret"]
         with FarmClient(local.url, token) as tenant:
-            yield BenchFarm(local, tenant, base)
+            yield BenchFarm(local, tenant, slug, base)
         asyncio.run(drain(settings, 30.0))
     finally:
         local.down()

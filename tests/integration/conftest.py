@@ -7,6 +7,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -74,12 +75,30 @@ class RunningFarm:
         assert not check or run.returncode == 0, run.stdout + run.stderr
         return run
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
         ports = ["--port", str(self.port), "--internal-port-base", str(self.port_base)]
-        self.cli("up", "--hosts", "2", "--gpus", "2", *ports)
+        self.cli("up", "--hosts", "2", "--gpus", "2", *ports, *options)
 
     def down(self) -> None:
         self.cli("down", "--wait-s", "20")
+
+    def remove(self) -> None:
+        """Take the farm down, see that nothing of it is left, and remove its folder."""
+        self.down()
+        assert self.leftovers() == []
+        shutil.rmtree(self.state)
+
+    def leftovers(self) -> list[int]:
+        """Pids of processes that name the farm's state folder in their environment or command line."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                text = (path / "environ").read_bytes() + (path / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(self.state).encode() in text and int(path.name) != os.getpid():
+                found.append(int(path.name))
+        return found
 
     def tenant(self, slug: str) -> "Tenant":
         with self.operator as operator:
@@ -228,8 +247,7 @@ def farm() -> Iterator[RunningFarm]:
     running = new_farm("test")
     running.up()
     yield running
-    running.down()
-    assert running.processes(f"CLOUDFARM_STATE_DIR={running.state}") == []
+    running.remove()
 
 
 @pytest.fixture(scope="session")

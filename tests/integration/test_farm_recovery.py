@@ -111,7 +111,7 @@ def test_the_whole_farm_is_killed_and_comes_up_again(tmp_path: Path) -> None:
         waiting = univ.start_job("python", "hello.py", metadata={"gpus": "2x0.5"})
         crash_at = time.time()
         for _ in range(3):  # what was forked meanwhile as well
-            for pid in farm.processes(f"CLOUDFARM_STATE_DIR={farm.state}") + raylets_of(farm):
+            for pid in farm.leftovers():
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
@@ -125,18 +125,4 @@ def test_the_whole_farm_is_killed_and_comes_up_again(tmp_path: Path) -> None:
         farm.up()  # a second time changes nothing
         assert univ.job(waiting)["status"] == "SUCCEEDED"
     finally:
-        farm.down()
-    assert raylets_of(farm) == []
-
-
-def raylets_of(farm: RunningFarm) -> list[int]:
-    """Every process that names the farm's state folder in its environment or command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (path / "environ").read_bytes() + (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(farm.state).encode() in text and int(path.name) != os.getpid():
-            found.append(int(path.name))
-    return found
+        farm.remove()

@@ -1,0 +1,76 @@
+"""The farm's forecaster as stock Serve serves it, with HTTP routes of its own and nobody who asks for a key.
+
+    python -m benchmarks.stock_app MODEL_URI LEASE
+
+deploys two applications beside the farm's own: ``/bench-model``, where Serve's proxy calls the model, and
+``/bench-ingress``, where the proxy calls a thin FastAPI ingress on the head, which calls the same model by its
+handle, as the front door does.
+"""
+
+import argparse
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from starlette.requests import Request
+
+from cloudfarm.inference.forecasts import Forecaster
+
+MODEL_ROUTE = "/bench-model"
+INGRESS_ROUTE = "/bench-ingress"
+MODEL_APP = "bench.model"
+http = FastAPI()
+
+
+class HttpForecaster(Forecaster):
+    """The model with the thinnest HTTP in front."""
+
+    async def __call__(self, request: Request) -> dict[str, Any]:
+        """Answer one request."""
+        return await self.handle(await request.json())
+
+
+@serve.ingress(http)
+class Ingress:
+    """A second hop that does nothing."""
+
+    def __init__(self) -> None:
+        self._model = serve.get_app_handle(MODEL_APP)
+
+    @http.post("/")
+    async def predict(self, request: Request) -> dict[str, Any]:
+        """Pass one request on."""
+        answer: dict[str, Any] = await self._model.handle.remote(await request.json())
+        return answer
+
+
+def deploy(model_uri: str, lease: str) -> None:
+    """Deploy both and return when they run."""
+    quiet = {"enable_access_log": False}
+    in_lease = {"num_cpus": 1, "num_gpus": 1, "label_selector": {"lease": lease}}
+    on_head = {"num_cpus": 0, "label_selector": {"farm": "control", "role": "head"}}
+    model = serve.deployment(HttpForecaster, max_ongoing_requests=100, ray_actor_options=in_lease)
+    serve.run(model.bind(model_uri), name=MODEL_APP, route_prefix=MODEL_ROUTE, logging_config=quiet)
+    ingress = serve.deployment(Ingress, max_ongoing_requests=2000, ray_actor_options=on_head)
+    serve.run(ingress.bind(), name="bench.ingress", route_prefix=INGRESS_ROUTE, logging_config=quiet)
+
+
+def main() -> None:
+    """Deploy into the cluster that the environment names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model_uri")
+    parser.add_argument("lease")
+    asked = parser.parse_args()
+    # Imported by its name, not as __main__: what a replica gets must be importable there.
+    from benchmarks import stock_app  # noqa: PLC0415
+
+    ray.init(namespace="serve", log_to_driver=False, logging_level="ERROR")
+    stock_app.deploy(asked.model_uri, asked.lease)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

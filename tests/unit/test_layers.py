@@ -1,0 +1,250 @@
+"""Who may import whom: the dependency rule of docs/architecture.md, read off the syntax trees.
+
+Every import counts, wherever it stands: inside a function, or for type checkers only. The table is a white
+list: a part, or a library, that it does not name is refused, so a new part has to be put into it first.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "platform" / "cloudfarm"
+
+CORE = {"domain", "errors", "ports", "clock"}
+MAY_IMPORT: Mapping[str, set[str]] = {
+    # The core. `steward.view` is plain data: the words in which the world is described to the steward.
+    "domain": {"domain", "errors"},
+    "errors": set(),
+    "clock": set(),
+    "ports": {"domain", "errors", "steward.view"},
+    "settings": {"pydantic", "pydantic_settings"},
+    "steward": {*CORE, "steward"},
+    "usecases": {*CORE, "usecases", "settings"},
+    # What implements the ports, and what is called from outside. None of these knows another.
+    "store": {*CORE, "store", "sqlalchemy", "alembic"},
+    "raylayer": {
+        *CORE, "raylayer", "settings", "steward.view", "container",
+        "ray", "grpc", "httpx", "psutil", "websockets", "runtime_env_agent", "runtime_env_consts",
+    },
+    "api": {*CORE, "api", "usecases", "settings", "fastapi", "starlette", "pydantic", "httpx"},
+    "artifacts": {*CORE, "pyarrow"},
+    # What the thin jobs and services call: usable under plain Ray, without a farm.
+    "training": {"training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors"},
+    "inference": {"inference", "training", "errors", "ray", "torch", "numpy", "pydantic"},
+    # The edges: they put the parts together.
+    "container": {
+        *CORE, "settings", "steward", "store", "raylayer", "api", "artifacts",
+    },
+    "operations": {*CORE, "settings", "container", "store"},
+    "client": {"errors", "httpx"},
+    "cli": {"cli", "client", "errors", "settings", "container", "operations", "raylayer", "typer", "rich"},
+    "demo": {"client", "errors", "settings", "operations", "raylayer", "rich"},
+    "testing": {
+        *CORE, "testing", "settings", "steward", "usecases", "store", "api", "artifacts", "client",
+        "fastapi", "starlette", "httpx",
+    },
+}  # fmt: skip
+"""For each part of the package: our own parts and the libraries that it may import."""
+
+NARROWER: Mapping[str, set[str]] = {
+    # The decision is pure: no ports, no clock, nothing to wait for.
+    "steward/decide.py": {"domain", "steward"},
+    "steward/lifecycle.py": {"domain", "steward.view"},
+    "steward/workloads.py": {"domain", "steward.view"},
+    "steward/admission.py": {"domain", "steward.view"},
+    "steward/view.py": {"domain"},
+    # The hook runs in every process of a lease, before anything else does.
+    "raylayer/hook/": {"raylayer.hook", "ray", "psutil"},
+    # The launcher starts Ray nodes and knows nothing of leases, tenants or the store.
+    "raylayer/launcher/": {
+        "raylayer.launcher", "errors", "ray", "grpc", "psutil", "runtime_env_agent", "runtime_env_consts",
+    },
+}  # fmt: skip
+"""For a module, or all below a folder, instead of its part's."""
+
+ONLY_IN: Mapping[str, set[str]] = {
+    "raylayer.steward_actor": {"container"},
+}
+"""What of a part may be imported by one module of it only (module: imported part)."""
+
+OUTSIDE: Mapping[str, set[str]] = {
+    "services": {"services", "api", "container", "inference", "errors", "ray", "pydantic"},
+    "jobs": {"jobs", "training", "errors", "ray", "pydantic"},
+}
+"""The folders beside ``platform/``: thin."""
+
+IMPURE = {
+    "asyncio",
+    "logging",
+    "os",
+    "pathlib",
+    "random",
+    "secrets",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+}
+"""Modules of the standard library that a pure decision has no use for."""
+
+
+def imports(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the dotted name of every import."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module in ("cloudfarm", "cloudfarm.steward"):  # the names are modules
+                for alias in node.names:
+                    yield node.lineno, f"{module}.{alias.name}"
+            else:
+                yield node.lineno, module
+
+
+def may(name: str, allowed: set[str]) -> bool:
+    own = name.removeprefix("cloudfarm.")
+    if not name.startswith("cloudfarm"):
+        return name.partition(".")[0] in allowed | sys.stdlib_module_names
+    return any(own == each or own.startswith(f"{each}.") for each in allowed)
+
+
+def rule_for(path: str) -> set[str]:
+    for prefix, allowed in NARROWER.items():
+        if path == prefix or (prefix.endswith("/") and path.startswith(prefix)):
+            return allowed
+    return MAY_IMPORT[path.partition("/")[0].removesuffix(".py")]
+
+
+def violations(path: str, text: str, allowed: set[str]) -> list[str]:
+    return [f"{path}:{line} imports {name}" for line, name in imports(text) if not may(name, allowed)]
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def of_package() -> list[str]:
+    return [path.relative_to(SOURCE).as_posix() for path in modules(SOURCE) if path != SOURCE / "__init__.py"]
+
+
+def test_every_part_has_a_rule():
+    parts = {path.partition("/")[0].removesuffix(".py") for path in of_package()}
+    assert parts == set(MAY_IMPORT), "put a new part into MAY_IMPORT, and take an old one out"
+    for prefix in NARROWER:
+        assert (SOURCE / prefix).exists(), f"{prefix} is gone"
+
+
+def test_parts_import_only_what_they_may():
+    found = [
+        each
+        for path in of_package()
+        for each in violations(path, (SOURCE / path).read_text(), rule_for(path))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", sorted(OUTSIDE))
+def test_the_thin_folders_import_only_what_they_may(folder):
+    found = [
+        each
+        for path in modules(ROOT / folder)
+        for each in violations(path.relative_to(ROOT).as_posix(), path.read_text(), OUTSIDE[folder])
+    ]
+    assert found == []
+
+
+def test_the_composition_root_is_used_where_the_farm_is_put_together():
+    for module, parts in ONLY_IN.items():
+        folder, _, name = module.partition(".")
+        for path in modules(SOURCE / folder):
+            ours = {each.removeprefix("cloudfarm.") for _, each in imports(path.read_text())}
+            assert not ours & parts or path.stem == name, (
+                f"{path.name} imports {parts}, which only {module} may"
+            )
+
+
+def test_the_decision_is_pure():
+    for name in ("decide", "lifecycle", "workloads", "admission", "view"):
+        text = (SOURCE / "steward" / f"{name}.py").read_text()
+        assert not {each for _, each in imports(text)} & IMPURE, f"steward/{name}.py"
+        waits = [
+            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.AsyncFunctionDef | ast.Await)
+        ]
+        assert not waits, f"steward/{name}.py waits for something"
+
+
+def test_the_domain_does_no_input_or_output():
+    allowed = IMPURE - {"secrets"}  # ids and credentials are random
+    for path in modules(SOURCE / "domain"):
+        assert not {each for _, each in imports(path.read_text())} & allowed, path.name
+
+
+def test_the_stand_in_imports_only_what_is_built_into_the_interpreter():
+    # It is started for every agent of every lease node and has to be there in milliseconds.
+    names = {name for _, name in imports((SOURCE / "raylayer" / "launcher" / "standin.py").read_text())}
+    assert names <= {"_socket", "posix", "sys"}
+
+
+def test_the_hook_imports_no_library_until_it_is_needed():
+    for path in modules(SOURCE / "raylayer" / "hook"):
+        top = [
+            node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {name for node in top for _, name in imports(ast.unparse(node))}
+        ours = {name for name in names if name.startswith("cloudfarm.raylayer.hook")}
+        assert names - ours <= sys.stdlib_module_names, path.name
+
+
+def test_nothing_shipped_imports_the_tests_or_the_fakes():
+    for path in of_package():
+        if not path.startswith("testing/"):
+            for line, name in imports((SOURCE / path).read_text()):
+                assert not name.startswith(("cloudfarm.testing", "tests", "benchmarks", "pytest")), (
+                    f"{path}:{line}"
+                )
+
+
+def test_imports_are_absolute():
+    for path in of_package():
+        for line, name in imports((SOURCE / path).read_text()):
+            assert not name.startswith("."), f"{path}:{line}"
+
+
+def test_the_command_line_and_the_core_come_up_without_ray_and_torch():
+    code = (
+        "import sys, cloudfarm.cli, cloudfarm.api, cloudfarm.usecases.jobs, cloudfarm.steward.loop, cloudfarm.store;"
+        "print(*({'ray', 'torch'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert run.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("domain/lease.py", "import ray"),
+        ("domain/lease.py", "from cloudfarm.clock import Clock"),
+        ("steward/loop.py", "from cloudfarm.store import SqlStore"),
+        ("steward/decide.py", "from cloudfarm.ports import Store"),
+        ("store/engine.py", "from cloudfarm import api"),
+        ("raylayer/hosts.py", "def f():\n    from cloudfarm.store.engine import SqlStore"),
+        ("api/app.py", "import cloudfarm.raylayer.jobs"),
+        ("api/app.py", "import ray.serve"),
+        ("usecases/jobs.py", "from fastapi import Request"),
+        ("usecases/jobs.py", "import sqlalchemy as sa"),
+        ("raylayer/launcher/spec.py", "from cloudfarm.domain.lease import Lease"),
+        ("ports.py", "from cloudfarm.steward.loop import Steward"),
+        ("domain/lease.py", "from . import host"),
+    ],
+)
+def test_the_rule_finds_a_violation(path, line):
+    assert violations(path, line, rule_for(path)), f"{line!r} in {path} was not noticed"
