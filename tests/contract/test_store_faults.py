@@ -18,7 +18,7 @@ from cloudfarm.errors import (
     StorageFullError,
     UnavailableError,
 )
-from cloudfarm.store import SqlStore, engine
+from cloudfarm.store import SqlStore, connections
 from cloudfarm.testing.factories import add, ids, keep, look, make_lease
 
 CHILD = """
@@ -142,7 +142,7 @@ class TestCancelled:
 class TestLocks:
     @pytest.fixture(autouse=True)
     def _no_patience(self, monkeypatch):
-        monkeypatch.setattr(engine, "WAIT_S", 0.05)
+        monkeypatch.setattr(connections, "WAIT_S", 0.05)
 
     async def test_a_lock_that_is_not_given_up(self, url, sql):
         other = await SqlStore.open(url)
@@ -163,7 +163,7 @@ class TestPatience:
         async with frozen.begin() as uow:
             setting = "idle_in_transaction_session_timeout"
             default = await uow._connection.execute(text(f"SHOW {setting}"))
-            assert default.scalar_one() == f"{engine.IDLE_S}s"
+            assert default.scalar_one() == f"{connections.IDLE_S}s"
             await uow._connection.execute(text(f"SET {setting} = '200ms'"))
             await uow.check_epoch(0)
             assert await keep(successor, lambda new: new.take_epoch()) == 1
@@ -213,7 +213,7 @@ class TestUnreachable:
 
     async def test_a_connection_that_the_server_ends(self, postgresql_url):
         store = await SqlStore.open(postgresql_url)
-        other, unused = engine.make_engines(postgresql_url)
+        other, unused = connections.make_engines(postgresql_url)
         await asyncio.gather(*(look(store, lambda uow: uow.hosts()) for _ in range(3)))  # several in the pool
         async with store.begin() as uow:
             await uow.tenants.add(Tenant("kaist", "", 1))

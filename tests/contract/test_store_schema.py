@@ -14,7 +14,7 @@ from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.errors import AlreadyExistsError, UnavailableError
 from cloudfarm.store import SqlStore, migrate, rows, schema
-from cloudfarm.store.engine import make_engines
+from cloudfarm.store.connections import make_engines
 from cloudfarm.testing.factories import add, keep, look, make_entry, make_lease
 
 

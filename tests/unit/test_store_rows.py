@@ -15,7 +15,7 @@ from cloudfarm.domain.workload import Job, ModelVersion, Service
 from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.store import rows
 from cloudfarm.store.columns import Json
-from cloudfarm.store.engine import read_url
+from cloudfarm.store.connections import read_url
 from cloudfarm.store.faults import our_errors
 from cloudfarm.store.text import storable
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cloudfarm.errors import UnavailableError
+from cloudfarm.store.connections import make_engines
 from cloudfarm.store.faults import our_errors
 
 HEAD = "0001"
@@ -32,8 +33,6 @@ async def migrate(url: str) -> None:
 
 async def with_alembic(url: str, work: Callable[[Config], None]) -> None:
     """Run Alembic commands in one transaction, alone: all that they do is kept, or nothing."""
-    from cloudfarm.store.engine import make_engines  # noqa: PLC0415 - it checks revisions with this module
-
     writers, readers = make_engines(url)
     try:
         with our_errors():
