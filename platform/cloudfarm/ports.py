@@ -295,6 +295,9 @@ class RayJobs(Protocol):
 class Serving(Protocol):
     """Ray Serve's one configuration."""
 
+    async def open(self) -> None:
+        """Make Serve run the farm's own application if it runs nothing yet, without waiting for the first look."""
+
     async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
         """Make Serve run the farm's own application and exactly these services. Unchanged ones are not touched."""
 

@@ -43,15 +43,22 @@ class ServeClient:
             "args": {"state_dir": state_dir},
         }
         self._applied = ""
+        self._lock = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Make Serve run the front door if it runs nothing yet."""
+        if not await self.apps():
+            await self.apply([])
 
     async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
         """Make Serve run the front door and exactly these services; nothing is sent if nothing changed."""
         apps = [self._front_door, *(_application(*each) for each in services)]
         config = {**self._frame, "applications": apps}
         text = json.dumps(config, sort_keys=True)
-        if text != self._applied:
-            await self._http.request("PUT", _PATH, json=config, timeout=120.0)
-            self._applied = text
+        async with self._lock:
+            if text != self._applied:
+                await self._http.request("PUT", _PATH, json=config, timeout=120.0)
+                self._applied = text
 
     async def apps(self) -> Mapping[str, ServeApp]:
         """Return every application by name."""

@@ -8,7 +8,8 @@ from typing import Any
 import ray
 
 from cloudfarm.container import build_steward
-from cloudfarm.errors import FencedError
+from cloudfarm.errors import CloudfarmError, FencedError
+from cloudfarm.ports import Serving
 from cloudfarm.raylayer.hosts import NAMESPACE
 from cloudfarm.raylayer.shared_actors import create_shared_actors
 from cloudfarm.settings import Settings
@@ -28,7 +29,7 @@ class StewardActor:
         self._settings = Settings.model_validate_json(settings_json)
         self._task: asyncio.Task[None] | None = None
         self._wake: Any = None
-        self._shared: asyncio.Task[Any] | None = None
+        self._opening: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin the loop; a second call changes nothing. Every nudge calls it too, so a restarted actor runs again."""
@@ -44,8 +45,7 @@ class StewardActor:
     async def _run(self) -> None:
         try:
             steward = build_steward(self._settings)
-            # Beside the loop: importing Ray Data takes a second, and no lease is up sooner than that.
-            self._shared = asyncio.create_task(asyncio.to_thread(create_shared_actors))
+            self._opening = asyncio.create_task(_open(steward.actor.serving))
             self._wake = steward.wake
             await steward.run()
         except FencedError as error:
@@ -57,6 +57,16 @@ class StewardActor:
             import os  # noqa: PLC0415
 
             os._exit(1)
+
+
+async def _open(serving: Serving) -> None:
+    """Bring up what others wait for, beside the loop: the front door first, then Ray Data's shared helpers."""
+    try:
+        await serving.open()
+        await asyncio.to_thread(create_shared_actors)
+    except (CloudfarmError, ray.exceptions.RayError) as error:
+        # The loop applies the whole configuration anyway; Ray Data makes its helpers itself, on a lease's node.
+        log.warning("the farm opens more slowly: %s", error)
 
 
 def ensure_steward(settings: Settings) -> Any:

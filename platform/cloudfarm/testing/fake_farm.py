@@ -166,6 +166,9 @@ class FakeServing:
     applied: dict[str, tuple[Service, ModelVersion, Lease]] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
 
+    async def open(self) -> None:
+        """Do nothing: the farm's own application is not shown."""
+
     async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
         """Run exactly these."""
         self.applied = {each[0].app_name: each for each in services}
