@@ -170,6 +170,27 @@ TestFarmMachine.settings = settings(
 )
 
 
+async def test_the_runner_ends_when_it_is_fenced_and_when_a_sweep_breaks() -> None:
+    farm = MemoryFarm()
+    await farm.begin()
+    farm.steward.tick_s = farm.steward.watch_s = 0.001
+    running = asyncio.create_task(farm.steward.run())
+    await asyncio.sleep(0)  # it takes over; then another one does
+    await farm.crash()
+    with pytest.raises(ExceptionGroup) as ended:
+        await running
+    assert ended.group_contains(FencedError)
+
+    async def broken(_leases):
+        raise ValueError("a bug")
+
+    farm.watch.sweep = broken
+    farm.steward.tick_s = farm.steward.watch_s = 0.001
+    with pytest.raises(ExceptionGroup) as ended:
+        await farm.steward.run()
+    assert ended.group_contains(ValueError)
+
+
 async def test_a_fenced_steward_changes_nothing_even_with_a_view_from_before() -> None:
     farm = MemoryFarm()
     await farm.begin()

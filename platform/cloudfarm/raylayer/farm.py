@@ -103,7 +103,7 @@ class LocalFarm:
 
         ray.init(address=self.gcs_address, namespace="cloudfarm", log_to_driver=False, logging_level="ERROR")
         try:
-            ray.get(ensure_steward(self.settings).start.remote(), timeout=READY_TIMEOUT_S)
+            ray.get(ensure_steward(self.settings).nudge.remote(), timeout=READY_TIMEOUT_S)
         finally:
             ray.shutdown()
 

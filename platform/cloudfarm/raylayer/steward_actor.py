@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from typing import Any
 
@@ -20,42 +21,30 @@ NAME = "steward"
 
 
 class StewardActor:
-    """Runs the steward's loop in the actor's event loop."""
+    """Runs the steward's loop in the actor's event loop, from the moment that the actor is made or made again."""
 
-    def __init__(self, settings_json: str) -> None:
+    async def __init__(self, settings_json: str) -> None:  # type: ignore[misc] # Ray awaits it, inside the loop
         logging.basicConfig(
             level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
-        self._settings = Settings.model_validate_json(settings_json)
-        self._task: asyncio.Task[None] | None = None
-        self._wake: Any = None
-        self._opening: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Begin the loop; a second call changes nothing. Every nudge calls it too, so a restarted actor runs again."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at the dashboard
+        self._steward = build_steward(Settings.model_validate_json(settings_json))
+        self._opening = asyncio.create_task(_open(self._steward.actor.serving))
+        self._running = asyncio.create_task(self._run())
 
     async def nudge(self) -> None:
         """Make the loop look at the farm now."""
-        await self.start()
-        if self._wake is not None:
-            self._wake()
+        self._steward.wake()
 
     async def _run(self) -> None:
         try:
-            steward = build_steward(self._settings)
-            self._opening = asyncio.create_task(_open(steward.actor.serving))
-            self._wake = steward.wake
-            await steward.run()
-        except FencedError as error:
-            log.warning("%s; this steward ends", error)
-        except Exception:
+            await self._steward.run()
+        except* FencedError:
+            log.warning("a newer steward has taken over; this one ends")
+        except* Exception:
             # Nothing can be assumed of what is half done: a fresh process starts from the store and the hosts.
-            log.exception("the steward failed and is restarted")
-            sys.stderr.flush()
-            import os  # noqa: PLC0415
-
+            log.exception("the steward failed and is started again")
+            logging.shutdown()
             os._exit(1)
 
 

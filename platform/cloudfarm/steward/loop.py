@@ -82,23 +82,28 @@ class Steward:
         self._woken.set()
 
     async def run(self) -> None:
-        """Repeat steps and sweeps until fenced."""
+        """Take over, then repeat steps and sweeps.
+
+        Raises:
+            ExceptionGroup: with a FencedError when a newer steward has taken over, or with what should not happen.
+        """
         await self.take_over()
-        sweeper = asyncio.create_task(self._sweep_forever())
-        try:
-            while True:
-                self._woken.clear()
-                try:
-                    changed = await self.step()
-                except FencedError:
-                    raise
-                except CloudfarmError as error:
-                    log.warning("a step failed and is tried again: %s", error)
-                    changed = 0
-                if not changed:
-                    await self._rest(self.tick_s)
-        finally:
-            sweeper.cancel()
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._step_forever())
+            both.create_task(self._sweep_forever())
+
+    async def _step_forever(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                changed = await self.step()
+            except FencedError:
+                raise
+            except CloudfarmError as error:
+                log.warning("a step failed and is tried again: %s", error)
+                changed = 0
+            if not changed:
+                await self._rest(self.tick_s)
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -106,7 +111,7 @@ class Steward:
             try:
                 await self.sweep()
             except FencedError:
-                return
+                raise
             except CloudfarmError as error:
                 log.warning("a sweep failed and is tried again: %s", error)
 

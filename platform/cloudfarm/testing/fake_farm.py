@@ -181,7 +181,7 @@ class FakeServing:
         }
 
 
-@dataclass(slots=True)
+@dataclass
 class FakeWatch:
     """A watch that finds what the test puts in."""
 

@@ -1,0 +1,77 @@
+"""The command line: what goes wrong is one clear line and an exit code; answers are tables or JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cloudfarm import cli
+from cloudfarm.cli import remote
+from cloudfarm.client import FarmClient
+
+
+@pytest.fixture
+def farm(monkeypatch):
+    """Answers for paths, as the API would give them."""
+    answers: dict[tuple[str, str], httpx.Response] = {}
+    sent: list[tuple[str, str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(
+            (request.method, request.url.path, json.loads(request.content) if request.content else None)
+        )
+        return answers[request.method, request.url.path]
+
+    client = FarmClient("http://farm", "cf_x", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(remote, "connect", lambda: client)
+    return answers, sent
+
+
+def run(monkeypatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["cloudfarm", *args])
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_a_lease_is_requested_with_only_what_was_said(monkeypatch, farm, capsys) -> None:
+    answers, sent = farm
+    answers["POST", "/v1/leases"] = httpx.Response(201, json={"id": "l1", "status": "WAITING"})
+    assert run(monkeypatch, "lease", "request", "2x0.5", "--hours", "4", "--json") == 0
+    assert sent == [("POST", "/v1/leases", {"gpus": "2x0.5", "hours": "4"})]
+    assert json.loads(capsys.readouterr().out)["id"] == "l1"
+
+
+def test_a_refusal_is_one_line_and_exit_code_1(monkeypatch, farm, capsys) -> None:
+    answers, _ = farm
+    body = {"code": "invalid_shape", "detail": "'9x' is not a shape", "status": 422}
+    answers["POST", "/v1/leases"] = httpx.Response(422, json=body)
+    assert run(monkeypatch, "lease", "request", "9x") == 1
+    assert capsys.readouterr().err.strip() == "cloudfarm: '9x' is not a shape [invalid_shape]"
+
+
+def test_a_farm_that_does_not_answer_is_exit_code_3(monkeypatch, farm, capsys) -> None:
+    answers, _ = farm
+    answers["GET", "/v1/models"] = httpx.Response(503, json={"code": "unavailable", "detail": "try again"})
+    assert run(monkeypatch, "models") == 3
+    assert "[unavailable]" in capsys.readouterr().err
+
+
+def test_without_a_token_the_command_says_what_to_set(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setenv("CLOUDFARM_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("CLOUDFARM_TOKEN", raising=False)
+    assert run(monkeypatch, "whoami") == 1
+    assert "CLOUDFARM_TOKEN" in capsys.readouterr().err
+
+
+def test_down_without_a_farm_is_refused(monkeypatch, tmp_path: Path, capsys) -> None:
+    assert run(monkeypatch, "down", "--state", str(tmp_path)) == 1
+    assert "there is no farm" in capsys.readouterr().err
+
+
+def test_wrong_usage_is_exit_code_2(monkeypatch) -> None:
+    assert run(monkeypatch, "lease", "request") == 2
