@@ -7,6 +7,8 @@ beside them. The report is written to ``build/bench.json``. ``docs/benchmarks.md
 import argparse
 import json
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ class Bench:
         """Measure everything that is wanted."""
         if self.sections & {"nodes", "jobs", "serving"}:
             self.say("bringing a farm up")
-            with running_farm(lambda text: self.say(f"  {text}")) as farm:
+            with running_farm() as farm:
                 if self.begins("nodes"):
                     idle = nodes.idle_memory(farm)
                     self.rows += nodes.measure(farm, 2 if self.quick else 5, self.say) + idle
@@ -94,6 +96,8 @@ def main() -> None:
         "--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS)
     )
     asked = parser.parse_args()
+    # The farm is taken down also when the benchmark is asked to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
     bench = Bench(asked.quick, set(asked.only))
     bench.run()
     bench.report()

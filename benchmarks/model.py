@@ -19,6 +19,8 @@ from cloudfarm.training.windows import CHANNELS
 
 NAME = "bench-forecaster"
 LOOKBACK = 18
+STOCK_ROUTE = "/bench-model"
+STOCK_INGRESS_ROUTE = "/bench-ingress"
 SPEC = ForecasterSpec(
     lookback_steps=LOOKBACK,
     horizon_steps=6,

@@ -29,8 +29,9 @@ def measure(farm: BenchFarm, runs: int, say: Callable[[str], None]) -> list[Row]
     """Return the rows of one lease node."""
     asked, leased, lease_pss, alone, stock = [], [], [], [], []
     kept = dict(os.environ)
+    env = farm.ray_env  # `lease_node` starts its nodes with what it has itself
     os.environ.clear()
-    os.environ.update(farm.ray_env)  # `lease_node` starts its nodes with what it has itself
+    os.environ.update(env)
     launcher = NodeLauncher(farm.base / "launcher")
     try:
         launcher.warm_up()

@@ -1,8 +1,6 @@
 """A farm of the benchmark's own: brought up, measured at rest, used by one tenant, and taken down."""
 
-import asyncio
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -15,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from cloudfarm.client import FarmClient
-from cloudfarm.operations import drain, prepare
+from cloudfarm.container import load_settings
 from cloudfarm.raylayer.farm import LocalFarm
 from cloudfarm.raylayer.launcher import NodeLauncher, procs, state
-from cloudfarm.settings import Settings
 
 PORT_BASE = 27000
 """The farm takes 2200 ports from here (the head's and one host's); then come those of the stock nodes."""
 OWN_PORTS = PORT_BASE + 2200
 FRONT_DOOR_PORT = 29990
 HOST = "h0"
+TENANT = "bench"
 DEADLINE_S = 120.0
 SHAPE = {"gpus": "0.5", "cpus": 1, "memory": "1GB", "hours": 1}
 """A lease of one slice: what one stock node is compared with."""
@@ -40,7 +38,6 @@ class BenchFarm:
 
     local: LocalFarm
     tenant: FarmClient
-    slug: str
     base: Path
     """Short folder for what is made beside the farm."""
 
@@ -115,41 +112,30 @@ class BenchFarm:
 
 
 @contextmanager
-def running_farm(say: Callable[[str], None]) -> Iterator[BenchFarm]:
+def running_farm() -> Iterator[BenchFarm]:
     """Bring a farm up with one tenant; take everything down again whatever happens.
 
     Raises:
         BenchmarkError: if something of it is left running.
     """
     base = Path(tempfile.mkdtemp(prefix="cf-bench-", dir="/tmp"))
-    settings = Settings(
-        state_dir=base / "state",
-        hosts=1,
-        gpus=4,
-        cpus=16,
-        port=FRONT_DOOR_PORT,
-        internal_port_base=PORT_BASE,
-        notice_s=0,
-        default_limit_gpus="4",
-    )
-    local = LocalFarm(settings, progress=say)
-    before = dict(os.environ)
+    cloudfarm = str(Path(sys.executable).with_name("cloudfarm"))
+    env = {**clean_env(), "CLOUDFARM_STATE_DIR": str(base / "state")}
+    ports = ["--port", str(FRONT_DOOR_PORT), "--internal-port-base", str(PORT_BASE)]
     try:
-        local.paths.make()
-        asyncio.run(prepare(settings, local.paths.operator_token_file))
-        local.up()
+        # In a process of its own, as an operator does it: Ray reads its settings while it is imported.
+        run([cloudfarm, "up", "--hosts", "1", "--gpus", "4", *ports], env)
+        local = LocalFarm(load_settings(base / "state"))
         with FarmClient(local.url, local.paths.operator_token_file.read_text().strip()) as operator:
-            slug = f"bench-{secrets.token_hex(2)}"
-            operator.post("/v1/tenants", {"id": slug, "title": "Benchmark"})
-            token = operator.post("/v1/tokens", {"user": "bench", "role": "admin", "tenant": slug})["secret"]
-        with FarmClient(local.url, token) as tenant:
-            yield BenchFarm(local, tenant, slug, base)
-        asyncio.run(drain(settings, 30.0))
+            operator.post("/v1/tenants", {"id": TENANT, "title": "Benchmark"})
+            made = operator.post("/v1/tokens", {"user": "bench", "role": "admin", "tenant": TENANT})
+        with FarmClient(local.url, made["secret"]) as tenant:
+            yield BenchFarm(local, tenant, base)
     finally:
-        local.down()
-        left = local.left_running()
-        os.environ.clear()
-        os.environ.update(before)
+        left: list[str] = []
+        if (base / "state" / "settings.json").exists():
+            run([cloudfarm, "down"], env)
+            left = LocalFarm(load_settings(base / "state")).left_running()
         shutil.rmtree(base, ignore_errors=True)
     if left:
         raise BenchmarkError(f"left running: {left}")

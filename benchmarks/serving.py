@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import model, stock_app
+from benchmarks import model
 from benchmarks.figures import Row, Series, percentile
 from benchmarks.load import KEY_ENV
-from benchmarks.running_farm import BenchFarm, clean_env, run
+from benchmarks.running_farm import TENANT, BenchFarm, clean_env, run
 from cloudfarm.raylayer.launcher import procs
 
 SERVICE = "wind"
@@ -90,7 +90,7 @@ def row(name: str, unit: str, ours: list[float], stock: list[float], lower_is_be
 def targets(farm: BenchFarm) -> Iterator[dict[str, Target]]:
     """Deploy the model as a service of the farm and as stock applications, and end them afterwards."""
     uri, manifest = model.make_bundle(farm.base / "outbox")
-    version = asyncio.run(model.register(farm.local.settings, farm.slug, uri, manifest))
+    version = asyncio.run(model.register(farm.local.settings, TENANT, uri, manifest))
     farm.tenant.post("/v1/services", {"model": version.ref, "name": SERVICE, **SHAPE})
     with farm.lease(**SHAPE) as lease:
         command = [sys.executable, "-m", "benchmarks.stock_app", uri, lease["id"]]
@@ -99,8 +99,8 @@ def targets(farm: BenchFarm) -> Iterator[dict[str, Target]]:
         key = farm.tenant.post("/v1/keys", {"user": "caller", "services": [SERVICE]})["secret"]
         yield {
             FARM: Target(farm.local.url + service["predict"], {KEY_ENV: key}),
-            MODEL: Target(farm.local.url + stock_app.MODEL_ROUTE, {}),
-            INGRESS: Target(f"{farm.local.url}{stock_app.INGRESS_ROUTE}/", {}),
+            MODEL: Target(farm.local.url + model.STOCK_ROUTE, {}),
+            INGRESS: Target(f"{farm.local.url}{model.STOCK_INGRESS_ROUTE}/", {}),
         }
         farm.tenant.delete(f"/v1/services/{SERVICE}")
 

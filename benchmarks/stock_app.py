@@ -15,10 +15,9 @@ from fastapi import FastAPI
 from ray import serve
 from starlette.requests import Request
 
+from benchmarks.model import STOCK_INGRESS_ROUTE, STOCK_ROUTE
 from cloudfarm.inference.forecasts import Forecaster
 
-MODEL_ROUTE = "/bench-model"
-INGRESS_ROUTE = "/bench-ingress"
 MODEL_APP = "bench.model"
 http = FastAPI()
 
@@ -51,9 +50,9 @@ def deploy(model_uri: str, lease: str) -> None:
     in_lease = {"num_cpus": 1, "num_gpus": 1, "label_selector": {"lease": lease}}
     on_head = {"num_cpus": 0, "label_selector": {"farm": "control", "role": "head"}}
     model = serve.deployment(HttpForecaster, max_ongoing_requests=100, ray_actor_options=in_lease)
-    serve.run(model.bind(model_uri), name=MODEL_APP, route_prefix=MODEL_ROUTE, logging_config=quiet)
+    serve.run(model.bind(model_uri), name=MODEL_APP, route_prefix=STOCK_ROUTE, logging_config=quiet)
     ingress = serve.deployment(Ingress, max_ongoing_requests=2000, ray_actor_options=on_head)
-    serve.run(ingress.bind(), name="bench.ingress", route_prefix=INGRESS_ROUTE, logging_config=quiet)
+    serve.run(ingress.bind(), name="bench.ingress", route_prefix=STOCK_INGRESS_ROUTE, logging_config=quiet)
 
 
 def main() -> None:

@@ -100,9 +100,8 @@ def _serving(service: Service, view: FarmView) -> Iterator[Decision]:
 
 def releases(view: FarmView) -> Iterator[Decision]:
     """Yield a release for every lease whose workload is over."""
-    used = {job.lease_id for job in view.jobs} | {
-        service.lease_id for service in view.services if service.target is Target.RUN
-    }
+    # A deleted service keeps its lease until Serve has let go of it: its replicas may finish what they answer.
+    used = {job.lease_id for job in view.jobs} | {service.lease_id for service in view.services}
     reasons = {LeaseKind.JOB: EndReason.JOB_FINISHED, LeaseKind.SERVICE: EndReason.SERVICE_DELETED}
     for lease in view.leases:
         over = lease.kind in reasons and lease.id not in used

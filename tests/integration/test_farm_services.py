@@ -1,0 +1,121 @@
+"""From a job's model to an answer: registered, deployed on a lease of its own, called with a key, and kept apart."""
+
+import httpx
+import pytest
+
+from cloudfarm.errors import CloudfarmError
+
+from .conftest import RunningFarm, Tenant, until
+
+pytestmark = [pytest.mark.farm, pytest.mark.timeout(300), pytest.mark.usefixtures("clean_farm")]
+
+
+def publish(tenant: Tenant, name: str) -> dict:
+    job = tenant.start_job("python", "publish.py", name, metadata={"gpus": "0"})
+    ended = tenant.wait_job(job)
+    assert ended["status"] == "SUCCEEDED", ended["message"] + tenant.logs(job)[-2000:]
+    with tenant.client as client:
+        return client.get(f"/v1/models/{name}")
+
+
+def deploy(tenant: Tenant, model: str, name: str, gpus: str = "0.25", replicas: int = 1) -> dict:
+    with tenant.client as client:
+        client.post("/v1/services", {"model": model, "name": name, "gpus": gpus, "replicas": replicas})
+        running = until(
+            lambda: (
+                (found := client.get(f"/v1/services/{name}"))["status"] in ("RUNNING", "FAILED") and found
+            ),
+            f"service {name}",
+            120,
+        )
+    assert running["status"] == "RUNNING", running["message"]
+    return running
+
+
+def key(tenant: Tenant, *services: str) -> str:
+    with tenant.client as client:
+        return client.post("/v1/keys", {"user": "app", "services": list(services)})["secret"]
+
+
+def ask(farm: RunningFarm, secret: str, service: str, payload: dict) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {secret}"}
+    return httpx.post(f"{farm.url}/v1/services/{service}/predict", json=payload, headers=headers, timeout=60)
+
+
+def replicas(farm: RunningFarm, tenant: Tenant) -> list[int]:
+    return sorted(
+        set(farm.actor_pids(f"ray::ServeReplica:{tenant.slug}."))
+        & set(farm.processes(f"CLOUDFARM_TENANT={tenant.slug}"))
+    )
+
+
+def test_a_model_is_registered_served_and_kept_apart(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+) -> None:
+    univ, solar = tenants
+    model = publish(univ, "breeze")
+    assert (model["ref"], model["manifest"]["metrics"]) == ("breeze:1", {"validation_mae_kw": 1.0})
+    publish(solar, "gale")
+    example = model["manifest"]["example_input"]
+
+    service = deploy(univ, "breeze", "wind")
+    lease = univ.lease(service["lease"])
+    assert (lease["kind"], lease["shape"], lease["status"]) == ("service", "0.25", "ACTIVE")
+    secret = key(univ, "wind")
+    answer = ask(farm, secret, "wind", example)
+    assert answer.status_code == 200, answer.text
+    assert [step["minutes_ahead"] for step in answer.json()["forecast"]] == [10, 20, 30, 40, 50, 60]
+    assert ask(farm, secret, "wind", {"nonsense": 1}).status_code == 422
+
+    # The same name for another tenant is another service, and its coming and going does not touch ours.
+    before = replicas(farm, univ)
+    assert len(before) == 1
+    deploy(solar, "gale", "wind", gpus="0.5", replicas=2)
+    other = key(solar)
+    assert ask(farm, other, "wind", example).status_code == 200
+    with solar.client as client:
+        client.delete("/v1/services/wind")
+        until(lambda: not client.get("/v1/services"), "the other service to go")
+    assert replicas(farm, univ) == before
+    assert ask(farm, secret, "wind", example).status_code == 200
+    assert ask(farm, other, "wind", example).status_code == 404
+
+    # A key opens its service and nothing else; the service's own port has no way around the front door.
+    assert (
+        httpx.get(f"{farm.url}/v1/leases", headers={"Authorization": f"Bearer {secret}"}).status_code == 403
+    )
+    assert httpx.post(f"{farm.url}/v1/services/wind/predict", json=example).status_code == 401
+    with univ.client as client:
+        client.delete("/v1/services/wind")
+    univ.wait_lease(lease["id"], "ENDED")
+    assert ask(farm, secret, "wind", example).status_code == 404
+
+
+def test_what_can_never_be_is_refused_and_leaves_nothing(tenants: tuple[Tenant, Tenant]) -> None:
+    univ, _ = tenants
+    with univ.client as client:
+        before = len(client.get("/v1/leases"))
+        for gpus in ("3", "5x0.5", "1.3", "nan", "-1", "1000000000x1", "0.0001"):
+            with pytest.raises(CloudfarmError) as refused:
+                client.post("/v1/leases", {"gpus": gpus})
+            assert refused.value.status == 422
+        with pytest.raises(CloudfarmError):
+            client.post("/v1/services", {"model": "no-such-model", "gpus": "0.25"})
+        assert len(client.get("/v1/leases")) == before
+
+
+def test_the_dashboard_is_for_operators(farm: RunningFarm, tenants: tuple[Tenant, Tenant]) -> None:
+    univ, _ = tenants
+    operator = (farm.state / "operator-token").read_text().strip()
+    page = httpx.get(f"{farm.url}/dashboard/", headers={"Authorization": f"Bearer {operator}"})
+    assert page.status_code == 200
+    assert "Ray Dashboard" in page.text
+    nodes = httpx.get(
+        f"{farm.url}/dashboard/nodes?view=summary",
+        headers={"Authorization": f"Bearer {operator}"},
+        timeout=30,
+    ).json()
+    names = {node["raylet"].get("nodeName") for node in nodes["data"]["summary"]}
+    assert {"head", "base-h0", "base-h1"} <= names, names
+    refused = httpx.get(f"{farm.url}/dashboard/", headers={"Authorization": f"Bearer {univ.token}"})
+    assert refused.status_code == 403
