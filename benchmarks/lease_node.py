@@ -122,7 +122,7 @@ def run_stock(address: str, base: Path, run: int, ports: int) -> dict[str, float
         f"--metrics-export-port={ports + 1}",
         f"--runtime-env-agent-port={ports + 2}", f"--dashboard-agent-grpc-port={ports + 3}",
         f"--node-manager-port={ports + 4}", f"--object-manager-port={ports + 5}",
-        f"--min-worker-port={ports + 6}", f"--max-worker-port={ports + 39}",
+        f"--min-worker-port={ports + 6}", f"--max-worker-port={ports + 39}", *own_address(address),
     ]  # fmt: skip
     began = time.monotonic()
     with (base / "stock.log").open("w") as log:
@@ -143,10 +143,16 @@ def run_stock(address: str, base: Path, run: int, ports: int) -> dict[str, float
     return result
 
 
+def own_address(address: str) -> list[str]:
+    """Return what makes a stock node listen where the head does; of 127.0.0.1 Ray makes the outer address."""
+    ip = address.rpartition(":")[0]
+    return [] if ip == "127.0.0.1" else [f"--node-ip-address={ip}"]
+
+
 def node_spec(address: str, base: Path, name: str, ports: int) -> NodeSpec:
     """Return the same node as `run_stock`'s."""
     return NodeSpec(
-        name=name, gcs_address=address, node_ip="127.0.0.1", cpus=1, gpus=1, memory_bytes=1_000_000_000,
+        name=name, gcs_address=address, node_ip=address.rpartition(":")[0], cpus=1, gpus=1, memory_bytes=1_000_000_000,
         object_store_bytes=OBJECT_STORE, labels={"lease": name}, env={}, temp_dir=f"{base}/{name}",
         worker_ports=(ports, ports + 39),
     )  # fmt: skip

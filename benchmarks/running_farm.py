@@ -21,6 +21,8 @@ PORT_BASE = 27000
 """The farm takes 2200 ports from here (the head's and one host's); then come those of the stock nodes."""
 OWN_PORTS = PORT_BASE + 2200
 FRONT_DOOR_PORT = 29990
+ADDRESS = "127.0.0.2"
+"""Loopback too, but stock `ray start` joins there as it would anywhere: 127.0.0.1 it replaces by the outer one."""
 HOST = "h0"
 TENANT = "bench"
 DEADLINE_S = 120.0
@@ -121,7 +123,7 @@ def running_farm() -> Iterator[BenchFarm]:
     base = Path(tempfile.mkdtemp(prefix="cf-bench-", dir="/tmp"))
     cloudfarm = str(Path(sys.executable).with_name("cloudfarm"))
     env = {**clean_env(), "CLOUDFARM_STATE_DIR": str(base / "state")}
-    ports = ["--port", str(FRONT_DOOR_PORT), "--internal-port-base", str(PORT_BASE)]
+    ports = ["--port", str(FRONT_DOOR_PORT), "--internal-port-base", str(PORT_BASE), "--bind", ADDRESS]
     try:
         # In a process of its own, as an operator does it: Ray reads its settings while it is imported.
         run([cloudfarm, "up", "--hosts", "1", "--gpus", "4", *ports], env)

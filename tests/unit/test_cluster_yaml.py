@@ -66,6 +66,7 @@ def test_rays_schema_would_notice_a_mistake(config, change):
 def test_every_worker_is_started_and_none_is_ever_scaled_away(config, raw):
     (kind,) = config["available_node_types"].values()
     workers = len(raw["provider"]["worker_ips"])
+    assert workers > 0
     assert (kind["min_workers"], kind["max_workers"], config["max_workers"]) == (workers, workers, workers)
 
 
