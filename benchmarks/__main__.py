@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks import databases, jobs, nodes, serving
+from benchmarks import databases, jobs, layers, nodes, serving
 from benchmarks.figures import Machine, Row, print_table
 from benchmarks.running_farm import running_farm
 

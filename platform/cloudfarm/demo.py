@@ -22,7 +22,7 @@ from rich.console import Console
 
 from cloudfarm.client import FarmClient
 from cloudfarm.errors import CloudfarmError, UnavailableError
-from cloudfarm.operations import drain, prepare
+from cloudfarm.operations import bring_up, drain
 from cloudfarm.raylayer.farm import LocalFarm
 from cloudfarm.settings import Settings
 
@@ -76,12 +76,9 @@ class Demo:
             internal_port_base=free_block(10000),
             notice_s=5,
         )
-        farm = LocalFarm(settings, progress=lambda text: self.say(f"  {text}"))
+        self.say("[bold]cloudfarm up --hosts 2 --gpus 2[/bold]")
+        farm = bring_up(settings, lambda text: self.say(f"  {text}"))
         try:
-            self.say("[bold]cloudfarm up --hosts 2 --gpus 2[/bold]")
-            farm.paths.make()
-            asyncio.run(prepare(settings, farm.paths.operator_token_file))
-            farm.up()
             self.say(f"the farm answers at {farm.url}")
             yield farm
             self.say("[bold]cloudfarm down[/bold]")

@@ -3,13 +3,31 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cloudfarm.clock import Clock, SystemClock
-from cloudfarm.container import open_store
+from cloudfarm.container import build_steward, open_store
 from cloudfarm.domain.tenant import Credential, CredentialKind, Role, hash_secret, new_secret
 from cloudfarm.ports import Store
+from cloudfarm.raylayer.farm import LocalFarm
 from cloudfarm.settings import Settings
+
+
+def bring_up(settings: Settings, progress: Callable[[str], None]) -> LocalFarm:
+    """Start a farm on this machine, or do nothing if it runs; after a crash, recover.
+
+    Raises:
+        UnavailableError: if it does not come up; what was started is taken down again.
+        ConflictError: if the farm is being started or stopped by another command.
+    """
+    farm = LocalFarm(settings, progress)
+    farm.up(
+        prepare=lambda: asyncio.run(prepare(settings, farm.paths.operator_token_file)),
+        build_steward=partial(build_steward, settings),
+    )
+    return farm
 
 
 async def prepare(settings: Settings, operator_token_file: Path) -> None:

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from cloudfarm.domain.host import Host
+from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.ledger import LedgerEntry
 from cloudfarm.domain.status import Event, Transition
 from cloudfarm.domain.tenant import Credential, Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, Service
-from cloudfarm.steward.view import RayJob, ServeApp
+from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
 
 
 class TenantRepository(Protocol):
@@ -269,8 +268,11 @@ class Hosts(Protocol):
     ) -> None:
         """Tell Ray (and through it Ray Train) that the node goes away at the deadline."""
 
-    async def kill_node(self, host: str, name: str, *, epoch: int) -> None:
-        """Kill a lease node with everything in it; returns when nothing is left. Idempotent."""
+    async def kill_node(self, host: str, name: str, *, epoch: int) -> NodeMeter | None:
+        """Kill a lease node with everything in it and return, when nothing is left, what it used. Idempotent.
+
+        None stands for a node that was gone already or cannot be metered.
+        """
 
     async def read_log(self, host: str, name: str, file: str, *, max_bytes: int) -> bytes:
         """Return the end of a file of the node's Ray log folder, also after the node is gone; raises NotFoundError."""

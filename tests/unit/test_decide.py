@@ -9,7 +9,7 @@ from cloudfarm.domain.lease import Ask, Lease, LeaseKind, Slice
 from cloudfarm.domain.quantities import parse_shape
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
 from cloudfarm.domain.tenant import Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, Service
+from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
 from cloudfarm.steward import view as v
 from cloudfarm.steward.admission import first_come
 from cloudfarm.steward.decide import decide
@@ -194,8 +194,8 @@ def job(**more) -> Job:
     return Job("j1", "a", "kim", "train", "l1", True, "python x.py", NOW, **more)
 
 
-def ray(status: JobStatus, message: str = "") -> dict[str, v.RayJob]:
-    return {RAY_ID: v.RayJob(RAY_ID, status, message)}
+def ray(status: JobStatus, message: str = "") -> dict[str, RayJob]:
+    return {RAY_ID: RayJob(RAY_ID, status, message)}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_service_gets_a_lease_then_serve_then_runs() -> None:
     decisions = decided(view(held, hosts=up, services=(with_lease,), serve_apps={}))
     assert decisions == [v.UpdateService("s1", ServiceStatus.STARTING), v.DeployServices(("s1",))]
     begun = replace(with_lease, status=ServiceStatus.STARTING)
-    apps = {"a.wind": v.ServeApp("a.wind", running=True, failed=False)}
+    apps = {"a.wind": ServeApp("a.wind", running=True, failed=False)}
     decisions = decided(view(held, hosts=up, services=(begun,), serve_apps=apps))
     assert decisions == [v.UpdateService("s1", ServiceStatus.RUNNING), v.DeployServices(("s1",))]
 
@@ -290,7 +290,7 @@ def test_a_service_gets_a_lease_then_serve_then_runs() -> None:
 def test_a_deleted_service_leaves_serve_before_its_lease_ends() -> None:
     held = replace(running(), kind=LeaseKind.SERVICE)
     gone = service(lease_id="l1", status=ServiceStatus.RUNNING, target=Target.END)
-    apps = {"a.wind": v.ServeApp("a.wind", running=True, failed=False)}
+    apps = {"a.wind": ServeApp("a.wind", running=True, failed=False)}
     up = (host(node("l1-0")),)
     first = decided(view(held, hosts=up, services=(gone,), serve_apps=apps))
     assert first == [v.DeployServices(())]

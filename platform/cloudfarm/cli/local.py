@@ -9,7 +9,6 @@ import typer
 from cloudfarm.cli.session import JsonOption, StateOption, connect, out, show, state_dir
 from cloudfarm.container import load_settings
 from cloudfarm.errors import NotFoundError
-from cloudfarm.operations import drain, prepare
 from cloudfarm.settings import Settings
 
 
@@ -36,7 +35,7 @@ def up(
     isolation: Annotated[str | None, typer.Option(help="best, user or none.")] = None,
 ) -> None:
     """Start a farm on this machine, or do nothing if it runs; after a crash, recover."""
-    from cloudfarm.raylayer.farm import LocalFarm  # noqa: PLC0415 - imports Ray
+    from cloudfarm.operations import bring_up  # noqa: PLC0415 - heavy
 
     given: dict[str, Any] = {
         "state_dir": state_dir(state),
@@ -49,10 +48,7 @@ def up(
         "isolation": isolation,
     }
     settings = Settings(**{key: value for key, value in given.items() if value is not None})
-    farm = LocalFarm(settings, progress=lambda text: out.print(f"· {text}", highlight=False))
-    farm.paths.make()
-    asyncio.run(prepare(settings, farm.paths.operator_token_file))
-    farm.up()
+    farm = bring_up(settings, lambda text: out.print(f"· {text}", highlight=False))
     out.print(f"farm: {farm.url}", highlight=False)
     out.print(f"operator token: in {farm.paths.operator_token_file}", highlight=False, soft_wrap=True)
     out.print(f"dashboard: {farm.url}/dashboard/ (operators)", highlight=False)
@@ -63,6 +59,7 @@ def down(
     wait_s: Annotated[float, typer.Option(help="How long leases may take to end in order.")] = 30.0,
 ) -> None:
     """End every lease, stop every process of the farm on this machine; the state stays."""
+    from cloudfarm.operations import drain  # noqa: PLC0415 - heavy
     from cloudfarm.raylayer.farm import LocalFarm  # noqa: PLC0415 - imports Ray
 
     folder = state_dir(state)

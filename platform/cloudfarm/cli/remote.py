@@ -105,7 +105,7 @@ def tenant_create(
 def tenant_list(*, as_json: JsonOption = False) -> None:
     """List tenants."""
     with connect() as farm:
-        show(farm.get("/v1/tenants"), as_json=as_json, columns=("id", "title", "limit_gpus", "closed"))
+        show(farm.get("/v1/tenants"), as_json=as_json, columns=("id", "title", "limit_milli_gpus", "closed"))
 
 
 @tenant.command("limit")
@@ -198,7 +198,12 @@ def whoami(*, as_json: JsonOption = False) -> None:
 def models(*, as_json: JsonOption = False) -> None:
     """List model versions."""
     with connect() as farm:
-        show(farm.get("/v1/models"), as_json=as_json, columns=("ref", "kind", "job", "created", "metrics"))
+        found = farm.get("/v1/models")
+    if not as_json:
+        found = [
+            {**model, **{key: model["manifest"].get(key) for key in ("kind", "metrics")}} for model in found
+        ]
+    show(found, as_json=as_json, columns=("ref", "kind", "job_id", "created", "metrics"))
 
 
 def deploy(
@@ -206,12 +211,22 @@ def deploy(
     gpus: Annotated[str, typer.Option(help="Share of each replica.")] = "0",
     replicas: Annotated[int, typer.Option(help="How many.")] = 1,
     name: Annotated[str | None, typer.Option(help="The service's name; the model's if not given.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of each replica.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of each replica, such as 2GiB.")] = None,
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Give a running service this model.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Keep a model answering requests."""
-    body = {"model": model, "gpus": gpus, "replicas": replicas, "name": name, "replace": replace}
+    body = {
+        "model": model,
+        "gpus": gpus,
+        "replicas": replicas,
+        "name": name,
+        "cpus": cpus,
+        "memory": memory,
+        "replace": replace,
+    }
     with connect() as farm:
         show(
             farm.post("/v1/services", {k: value for k, value in body.items() if value is not None}),

@@ -39,6 +39,14 @@ class NodeTruth:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeMeter:
+    """What a lease node used in all its life."""
+
+    cpu_ms: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """A server and its lease nodes at one moment."""
 

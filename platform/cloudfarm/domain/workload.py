@@ -97,3 +97,26 @@ class Service:
     def app_name(self) -> str:
         """The Serve application's name: unique over tenants."""
         return f"{self.tenant}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RayJob:
+    """What Ray says of a submitted job."""
+
+    ray_id: str
+    status: JobStatus
+    message: str = ""
+    error_type: str | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    driver_exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServeApp:
+    """What Serve says of an application."""
+
+    name: str
+    running: bool
+    failed: bool
+    message: str = ""

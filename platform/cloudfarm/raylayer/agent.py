@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cloudfarm.domain.host import Host, NodePhase, NodeTruth
+from cloudfarm.domain.host import Host, NodeMeter, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Slice
 from cloudfarm.errors import FencedError, HostError, NotFoundError
 from cloudfarm.raylayer.gpus import device_env, discover
@@ -149,7 +149,7 @@ class HostAgent:
                     **device_env(self._machine, piece.gpu_indices, piece.milli_gpus),
                 },
                 temp_dir=str(self._paths.node_dir(piece.name)),
-                worker_ports=self._free_ports(records),
+                worker_ports=self._free_ports(records, piece.cpus),
             )
             try:
                 self._launcher.start(spec)
@@ -167,8 +167,8 @@ class HostAgent:
                 lease_id = name.rpartition("-")[0]
                 self._failed[name] = NodeTruth(name, lease_id, NodePhase.EXITED, None, 0, reason=str(error))
 
-    def kill_node(self, name: str, epoch: int) -> None:
-        """Kill a lease node with everything in it; returns when nothing of it is left.
+    def kill_node(self, name: str, epoch: int) -> NodeMeter | None:
+        """Kill a lease node with everything in it; returns what it used, when nothing of it is left.
 
         Raises:
             FencedError: if a newer steward has given orders here.
@@ -176,12 +176,24 @@ class HostAgent:
         """
         self._fence(epoch)
         self._failed.pop(name, None)
+        meter = self._meter(name)
         try:
             # A raylet that may say goodbye is DEAD to the cluster at once; a killed one after many seconds.
             self._launcher.kill(name, GOODBYE_S)
         except LauncherError as error:
             raise HostError(f"{self._config.id}: {error}") from error
         shutil.rmtree(self._paths.node_dir(name), ignore_errors=True)  # its logs are archived by now
+        return meter
+
+    def _meter(self, name: str) -> NodeMeter | None:
+        try:
+            used = self._launcher.usage(name)
+        except LauncherError as error:
+            log.info("%s cannot be metered: %s", name, error)
+            return None
+        return NodeMeter(
+            cpu_ms=int(used.cpu_s * 1000), peak_memory_bytes=used.peak_memory_bytes or used.memory_bytes
+        )
 
     def kill_pid(self, name: str, pid: int, epoch: int) -> bool:
         """Kill one process of a lease node by its id inside the node's namespace; False if it is gone."""
@@ -222,14 +234,18 @@ class HostAgent:
                 aside.write_text(str(epoch))
                 aside.replace(path)
 
-    def _free_ports(self, records: list[NodeRecord]) -> tuple[int, int]:
+    def _free_ports(self, records: list[NodeRecord], cpus: int) -> tuple[int, int]:
+        """Return the first gap between the nodes' ranges that is large enough for a node with so many CPUs."""
         first, last = self._paths.host_ports(self._config.index)
-        taken = {record.spec.worker_ports[0] for record in records}
-        # The first block is the base node's own.
-        for start in range(first + PORTS_OF_NODE, last - PORTS_OF_NODE + 2, PORTS_OF_NODE):
-            if start not in taken:
-                return start, start + PORTS_OF_NODE - 1
-        raise HostError(f"{self._config.id}: every port block is taken by a lease node")
+        size = max(PORTS_OF_NODE, PORTS_OF_NODE // 2 + 2 * cpus)
+        start = first + PORTS_OF_NODE  # the first ones are the base node's
+        for low, high in sorted(record.spec.worker_ports for record in records):
+            if start + size <= low:
+                break
+            start = max(start, high + 1)
+        if start + size - 1 > last:
+            raise HostError(f"{self._config.id}: no {size} ports are left for another lease node")
+        return start, start + size - 1
 
 
 def _truth(record: NodeRecord) -> NodeTruth:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -58,8 +59,12 @@ class LocalFarm:
 
     # Up
 
-    def up(self) -> None:
-        """Bring everything up and return when the front door answers.
+    def up(self, *, prepare: Callable[[], None], build_steward: Callable[[], Any]) -> None:
+        """Bring everything up and return when the front door answers; nothing changes if it does already.
+
+        Args:
+            prepare: called before anything is started, while no other command can start or stop this farm.
+            build_steward: returns a steward; called in its own process, whenever that is started.
 
         Raises:
             UnavailableError: if it does not come up; what was started is taken down again.
@@ -72,14 +77,15 @@ class LocalFarm:
             self.progress("clearing what an earlier run left")
             self._clear()
             read_or_make_secret(self.paths.ray_token_file)
-            self.paths.settings_file.write_text(self.settings.model_dump_json())
+            self._write_settings()
+            prepare()
             try:
-                self._start()
+                self._start(build_steward)
             except BaseException:
                 self._clear()
                 raise
 
-    def _start(self) -> None:
+    def _start(self, build_steward: Callable[[], Any]) -> None:
         control = self._control_launcher()
         self.progress("starting the head")
         control.start(self._head_spec())
@@ -92,10 +98,10 @@ class LocalFarm:
         for name in names:
             control.wait_up(name, READY_TIMEOUT_S)
         self.progress("starting the steward and the front door")
-        self._start_steward()
+        self._start_steward(build_steward)
         self._await_front_door()
 
-    def _start_steward(self) -> None:
+    def _start_steward(self, build_steward: Callable[[], Any]) -> None:
         os.environ.update(self._ray_env())  # Ray reads it while it is imported
         import ray  # noqa: PLC0415
 
@@ -103,7 +109,7 @@ class LocalFarm:
 
         ray.init(address=self.gcs_address, namespace="cloudfarm", log_to_driver=False, logging_level="ERROR")
         try:
-            ray.get(ensure_steward(self.settings).nudge.remote(), timeout=READY_TIMEOUT_S)
+            ray.get(ensure_steward(build_steward).nudge.remote(), timeout=READY_TIMEOUT_S)
         finally:
             ray.shutdown()
 
@@ -133,10 +139,17 @@ class LocalFarm:
         if not self.paths.ray_token_file.exists():
             raise UnavailableError(f"copy the head's ray-token to {self.paths.ray_token_file} first")
         with self._lock():
+            self._write_settings()
             launcher = self._control_launcher()
-            self._clear()
-            launcher.start(self._base_spec(0, host, gcs_address))
-            launcher.wait_up(f"base-{host}", READY_TIMEOUT_S)
+            phases = {record.name: record.phase for record in launcher.records()}
+            name = f"base-{host}"
+            if phases.get(name) == "exited":
+                launcher.kill(name)
+            if (
+                phases.get(name) != "up"
+            ):  # its lease nodes are left alone: the steward knows which are still wanted
+                launcher.start(self._base_spec(0, host, gcs_address))
+            launcher.wait_up(name, READY_TIMEOUT_S)
 
     # Down
 
@@ -174,6 +187,9 @@ class LocalFarm:
             except BlockingIOError:
                 raise ConflictError("this farm is being started or stopped by another command") from None
             yield
+
+    def _write_settings(self) -> None:
+        self.paths.settings_file.write_text(self.settings.model_dump_json())
 
     def _launchers(self) -> list[NodeLauncher]:
         hosts = self.paths.state_dir / "hosts"

@@ -11,7 +11,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from cloudfarm.domain.host import Host
+from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Slice
 from cloudfarm.errors import CloudfarmError, HostError
 from cloudfarm.raylayer.agent import HostAgent
@@ -112,9 +112,10 @@ class RayHosts:
         if not accepted:
             raise HostError(f"{host}: Ray does not drain node {node_id}: {why}")
 
-    async def kill_node(self, host: str, name: str, *, epoch: int) -> None:
+    async def kill_node(self, host: str, name: str, *, epoch: int) -> NodeMeter | None:
         """Kill a lease node; see :class:`cloudfarm.ports.Hosts`."""
-        await self._call(host, "kill_node", name, epoch)
+        meter: NodeMeter | None = await self._call(host, "kill_node", name, epoch)
+        return meter
 
     async def kill_pid(self, host: str, name: str, pid: int, *, epoch: int) -> bool:
         """Kill one process of a lease node; False if it is gone."""

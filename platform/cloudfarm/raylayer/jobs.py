@@ -8,11 +8,10 @@ from urllib.parse import quote, urlsplit
 import websockets
 
 from cloudfarm.domain.status import JobStatus
-from cloudfarm.domain.workload import Job
+from cloudfarm.domain.workload import Job, RayJob
 from cloudfarm.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from cloudfarm.ports import Artifacts
 from cloudfarm.raylayer.ray_http import RayHttp
-from cloudfarm.steward.view import RayJob
 
 _PACKAGE = "gcs://"
 

@@ -17,7 +17,8 @@ from cloudfarm.settings import Settings
 
 PORTS_OF_HEAD = 200
 PORTS_OF_HOST = 2000
-PORTS_OF_NODE = 100
+PORTS_OF_NODE = 50
+"""At least so many for each lease node: six for Ray's own parts, the others for its workers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cloudfarm.domain.lease import Lease
-from cloudfarm.domain.workload import ModelVersion, Service
+from cloudfarm.domain.workload import ModelVersion, ServeApp, Service
 from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.raylayer.ray_http import RayHttp
-from cloudfarm.steward.view import ServeApp
 
 FRONT_DOOR = "front-door"
 _PATH = "/api/serve/applications/"

@@ -4,16 +4,16 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from cloudfarm.container import build_steward
 from cloudfarm.errors import CloudfarmError, FencedError
 from cloudfarm.ports import Serving
 from cloudfarm.raylayer.hosts import NAMESPACE
 from cloudfarm.raylayer.shared_actors import create_shared_actors
-from cloudfarm.settings import Settings
+from cloudfarm.steward.loop import Steward
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +23,12 @@ NAME = "steward"
 class StewardActor:
     """Runs the steward's loop in the actor's event loop, from the moment that the actor is made or made again."""
 
-    async def __init__(self, settings_json: str) -> None:  # type: ignore[misc] # Ray awaits it, inside the loop
+    async def __init__(self, build: Callable[[], Steward]) -> None:  # type: ignore[misc] # Ray awaits it, inside the loop
         logging.basicConfig(
             level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at the dashboard
-        self._steward = build_steward(Settings.model_validate_json(settings_json))
+        self._steward = build()
         self._opening = asyncio.create_task(_open(self._steward.actor.serving))
         self._running = asyncio.create_task(self._run())
 
@@ -58,8 +58,8 @@ async def _open(serving: Serving) -> None:
         log.warning("the farm opens more slowly: %s", error)
 
 
-def ensure_steward(settings: Settings) -> Any:
-    """Create the steward on the head, or return the one that is there."""
+def ensure_steward(build: Callable[[], Steward]) -> Any:
+    """Create the steward on the head, or return the one there is. Ray calls ``build`` again when it restarts it."""
     return (
         ray.remote(StewardActor)
         .options(
@@ -73,7 +73,7 @@ def ensure_steward(settings: Settings) -> Any:
             num_cpus=0,
             label_selector={"farm": "control", "role": "head"},
         )
-        .remote(settings.model_dump_json())
+        .remote(build)
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from cloudfarm.clock import Clock
 from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.ledger import LedgerEntry, amount
-from cloudfarm.domain.status import Event, LeaseStatus, ServiceStatus, Target, transition
+from cloudfarm.domain.quantities import GIB
+from cloudfarm.domain.status import Event, JobStatus, LeaseStatus, ServiceStatus, Target, transition
 from cloudfarm.errors import CloudfarmError, FencedError, StaleError
 from cloudfarm.ports import Artifacts, Hosts, RayJobs, Serving, Store, UnitOfWork
 from cloudfarm.steward import view as v
@@ -103,6 +104,11 @@ class Actor:
             await uow.check_epoch(epoch)
             await work(uow)
             await uow.commit()
+
+    async def _check(self, epoch: int) -> None:
+        """Raise FencedError before an order to Ray, which knows no epochs."""
+        async with self.store.begin(write=False) as uow:
+            await uow.check_epoch(epoch)
 
     # Leases
 
@@ -220,7 +226,21 @@ class Actor:
                 )
 
             await self._in_store(epoch, work)
-        await self.hosts.kill_node(decision.host, decision.name, epoch=epoch)
+        meter = await self.hosts.kill_node(decision.host, decision.name, epoch=epoch)
+        if meter is not None:
+            lease_id = decision.name.rpartition("-")[0]
+            tenant = next((lease.tenant for lease in view.leases if lease.id == lease_id), None)
+            gib = meter.peak_memory_bytes / GIB
+            used = (
+                f"slice {decision.name} used {meter.cpu_ms / 1000:.1f} CPU seconds and at most {gib:.2f} GiB"
+            )
+
+            async def tell(uow: UnitOfWork) -> None:
+                await uow.events.append(
+                    Event(view.now_ms, "slice.metered", lease_id, tenant, "steward", used)
+                )
+
+            await self._in_store(epoch, tell)
 
     async def _finish(self, decision: v.FinishLease, view: v.FarmView, epoch: int) -> None:
         async def work(uow: UnitOfWork) -> None:
@@ -261,7 +281,8 @@ class Actor:
         env = {"CLOUDFARM_MODEL_OUTBOX": self.artifacts.uri("tenants", job.tenant, "outbox", job.id)}
         await self.ray_jobs.submit(job, env=env, label_selector={"lease": lease.id})
 
-    async def _stop_job(self, decision: v.StopJob, view: v.FarmView, _epoch: int) -> bool:
+    async def _stop_job(self, decision: v.StopJob, view: v.FarmView, epoch: int) -> bool:
+        await self._check(epoch)
         await self.ray_jobs.stop(next(job.ray_id for job in view.jobs if job.id == decision.job_id))
         return False
 
@@ -274,7 +295,8 @@ class Actor:
             # Before the lease may end: afterwards the host keeps the log only as long as its disk does.
             if lease is not None:
                 log_uri = await archive_log(seen, lease, self.hosts, self.artifacts, self.max_log_bytes)
-            models = await collect_models(seen, self.artifacts)
+            if decision.status is JobStatus.SUCCEEDED:
+                models = await collect_models(seen, self.artifacts)
 
         async def work(uow: UnitOfWork) -> None:
             job = await uow.jobs.get(decision.job_id)
@@ -342,7 +364,8 @@ class Actor:
 
         await self._in_store(epoch, work)
 
-    async def _deploy(self, decision: v.DeployServices, view: v.FarmView, _epoch: int) -> bool:
+    async def _deploy(self, decision: v.DeployServices, view: v.FarmView, epoch: int) -> bool:
+        await self._check(epoch)
         wanted = set(decision.service_ids)
         leases = {lease.id: lease for lease in view.leases}
         await self.serving.apply(

@@ -8,30 +8,7 @@ from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.status import EndReason, JobStatus
 from cloudfarm.domain.tenant import Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, Service
-
-
-@dataclass(frozen=True, slots=True)
-class RayJob:
-    """What Ray says of a submitted job."""
-
-    ray_id: str
-    status: JobStatus
-    message: str = ""
-    error_type: str | None = None
-    started_ms: int | None = None
-    ended_ms: int | None = None
-    driver_exit_code: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ServeApp:
-    """What Serve says of an application."""
-
-    name: str
-    running: bool
-    failed: bool
-    message: str = ""
+from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
 
 
 @dataclass(frozen=True, slots=True)

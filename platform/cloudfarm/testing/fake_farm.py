@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cloudfarm.domain.host import Gpu, Host, NodePhase, NodeTruth
+from cloudfarm.domain.host import Gpu, Host, NodeMeter, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Grade, Lease, Slice
 from cloudfarm.domain.status import Event, JobStatus
-from cloudfarm.domain.workload import Job, ModelVersion, Service
+from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
 from cloudfarm.errors import FencedError, HostError, NotFoundError, UnavailableError
-from cloudfarm.steward.view import RayJob, ServeApp
 from cloudfarm.testing.clock import ManualClock
 
 GIB = 1024**3
@@ -89,12 +88,13 @@ class FakeHosts:
         self._fence(host, epoch)
         self.drained.append((host, node_id, deadline_ms))
 
-    async def kill_node(self, host: str, name: str, *, epoch: int) -> None:
+    async def kill_node(self, host: str, name: str, *, epoch: int) -> NodeMeter | None:
         """Remove the node, unless the host is sticky."""
         self._fence(host, epoch)
         if host in self.sticky:
             raise HostError(f"{host} cannot kill {name}")
-        self.nodes.pop((host, name), None)
+        known = self.nodes.pop((host, name), None)
+        return None if known is None else NodeMeter(cpu_ms=1000, peak_memory_bytes=GIB)
 
     async def read_log(self, host: str, name: str, file: str, *, max_bytes: int) -> bytes:
         """Return a log put into ``logs``."""
