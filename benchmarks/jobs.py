@@ -17,7 +17,7 @@ from benchmarks.figures import Row, Series
 from benchmarks.running_farm import BenchFarm, clean_env, run
 
 RAY = "ray"
-ENTRYPOINT = ("python", "-c", "'print(1)'")
+ENTRYPOINT = ("python", "-c", "print(1)")
 LIKE_A_JOB = {"gpus": "0.5", "cpus": 2, "memory": "3GiB"}
 
 

@@ -25,9 +25,9 @@ FARM, MODEL, INGRESS = "front door", "stock, one hop", "stock, two hops"
 TITLES = {
     "Serve's proxy": "ray::ProxyActor",
     "front door": "ray::ServeReplica:front-door:",
-    "thin ingress": "ray::ServeReplica:bench.ingress:",
-    "the farm's model": "ray::ServeReplica:svc",
-    "the stock model": "ray::ServeReplica:bench.model:",
+    "thin ingress": "ray::ServeReplica:stock.ingress:",
+    "the farm's model": f"ray::ServeReplica:{TENANT}.{SERVICE}:",
+    "the stock model": "ray::ServeReplica:stock.model:",
 }
 
 

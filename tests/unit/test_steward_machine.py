@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from cloudfarm.domain.lease import LeaseKind
-from cloudfarm.domain.status import JobStatus, LeaseStatus
+from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus
 from cloudfarm.errors import FencedError
 from cloudfarm.steward.decide import decide
-from cloudfarm.testing.farm import MemoryFarm
+from cloudfarm.testing.farm import POLICY, MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
 
 HOSTS = st.sampled_from(["h0", "h1"])
@@ -189,6 +189,26 @@ async def test_the_runner_ends_when_it_is_fenced_and_when_a_sweep_breaks() -> No
     with pytest.raises(ExceptionGroup) as ended:
         await farm.steward.run()
     assert ended.group_contains(ValueError)
+
+
+async def test_a_new_steward_that_has_not_heard_from_a_host_takes_nothing_on_it_for_lost() -> None:
+    farm = MemoryFarm()
+    await farm.begin()
+    await farm.request("l1", "0.5")
+    await farm.settle()
+    farm.clock.advance(10 * POLICY.host_lost_ms)  # no steward ran for a long time
+    farm.hosts.silent.add("h0")
+    await farm.crash()
+    await farm.settle()
+    assert (await farm.lease("l1")).status is LeaseStatus.ACTIVE
+    farm.clock.advance(POLICY.host_lost_ms - 1)
+    await farm.settle()
+    assert (await farm.lease("l1")).status is LeaseStatus.ACTIVE
+    farm.clock.advance(2)
+    await farm.settle()
+    lost = await farm.lease("l1")
+    assert (lost.status, lost.reason) == (LeaseStatus.ENDED, EndReason.NODE_LOST)
+    assert lost.ended_ms == lost.started_ms  # it was last seen when it started
 
 
 async def test_a_fenced_steward_changes_nothing_even_with_a_view_from_before() -> None:

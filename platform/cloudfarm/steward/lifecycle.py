@@ -24,6 +24,7 @@ class Ground:
     def __init__(self, view: FarmView, policy: Policy) -> None:
         self._hosts = {host.id: host for host in view.hosts}
         self._nodes = {(host.id, node.name): node for host in view.hosts for node in host.nodes}
+        self._patience_over = view.now_ms - view.watching_since_ms > policy.host_lost_ms
         self._lost_before_ms = view.now_ms - policy.host_lost_ms
 
     def host(self, piece: Slice) -> Host | None:
@@ -34,9 +35,9 @@ class Ground:
     def lost_at_ms(self, piece: Slice) -> int | None:
         """Return when the slice's host was last seen, if it has been silent for too long."""
         host = self._hosts.get(piece.host)
-        if host is None:
-            return 0
-        return host.seen_ms if not host.reachable and host.seen_ms < self._lost_before_ms else None
+        if host is None or host.reachable or not self._patience_over:
+            return None
+        return host.seen_ms if host.seen_ms < self._lost_before_ms else None
 
     def node(self, piece: Slice) -> NodeTruth | None:
         """Return the slice's lease node as its host reports it."""

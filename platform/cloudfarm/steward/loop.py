@@ -32,6 +32,8 @@ class Steward:
     tick_s: float
     watch_s: float
     epoch: int = 0
+    since_ms: int = 0
+    """When it took over."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take_over(self) -> None:
@@ -39,6 +41,7 @@ class Steward:
         async with self.store.begin() as uow:
             self.epoch = await uow.take_epoch()
             await uow.commit()
+        self.since_ms = self.clock.now_ms()
         log.info("steward takes over with epoch %d", self.epoch)
 
     async def step(self) -> int:
@@ -47,13 +50,13 @@ class Steward:
         Raises:
             FencedError: if a newer steward has taken over.
         """
-        view = await self.observer.look(self.epoch)
+        view = await self.observer.look(self.epoch, self.since_ms)
         decisions = decide(view, admit=self.admit, policy=self.policy)
         changed = await self.actor.carry_out(decisions, view, self.epoch)
         async with self.store.begin() as uow:
             await uow.check_epoch(self.epoch)
             await uow.heartbeat(view.now_ms)
-            await uow.put_hosts([host for host in view.hosts if host.seen_ms])
+            await uow.put_hosts(view.hosts)
             await uow.commit()
         return changed
 

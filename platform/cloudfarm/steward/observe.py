@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cloudfarm.clock import Clock
@@ -25,8 +25,10 @@ class Observer:
     ray_jobs: RayJobs
     serving: Serving
 
-    async def look(self, epoch: int) -> FarmView:
+    async def look(self, epoch: int, watching_since_ms: int = 0) -> FarmView:
         """Return the farm as it is now.
+
+        A host that is known from the store and was not heard of is in it, as not reachable.
 
         Raises:
             FencedError: if a newer steward has taken over.
@@ -35,6 +37,7 @@ class Observer:
             await uow.check_epoch(epoch)
             last_tick_ms = await uow.last_heartbeat_ms()
             stopping = await uow.is_stopping()
+            known = {host.id: replace(host, reachable=False) for host in await uow.hosts()}
             tenants = {tenant.id: tenant for tenant in await uow.tenants.list()}
             leases = tuple(await uow.leases.list(open_only=True))
             jobs = tuple(await uow.jobs.list(open_only=True))
@@ -52,7 +55,8 @@ class Observer:
             now_ms=now_ms,
             last_tick_ms=now_ms if last_tick_ms is None else min(last_tick_ms, now_ms),
             tenants=tenants,
-            hosts=tuple(hosts),
+            hosts=tuple({**known, **{host.id: host for host in hosts}}.values()),
+            watching_since_ms=watching_since_ms,
             leases=leases,
             jobs=jobs,
             services=services,

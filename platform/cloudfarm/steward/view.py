@@ -44,6 +44,8 @@ class FarmView:
     """By ray_id."""
     serve_apps: Mapping[str, ServeApp] | None = None
     """By application name."""
+    watching_since_ms: int = 0
+    """Since when this steward has been looking: a host's silence before that says nothing."""
     stopping: bool = False
     """Whether the operator is stopping the farm: leases end, nothing new starts."""
 

@@ -51,7 +51,8 @@ class FakeHosts:
         found = []
         for host in self.hosts.values():
             if host.id in self.silent:
-                found.append(replace(host, reachable=False, seen_ms=self._seen_ms.get(host.id, 0)))
+                if host.id in self._seen_ms:
+                    found.append(replace(host, reachable=False, seen_ms=self._seen_ms[host.id]))
                 continue
             self._seen_ms[host.id] = self.clock.now_ms()
             nodes = tuple(node for (where, _), node in sorted(self.nodes.items()) if where == host.id)
@@ -111,6 +112,10 @@ class FakeHosts:
         self.epochs[host] = epoch
 
     # === Test methods ===
+
+    def forget(self) -> None:
+        """Know of no host, as a steward does that has just started and has not heard from any."""
+        self._seen_ms.clear()
 
     def lose(self, name: str) -> None:
         """Let a node die by itself."""

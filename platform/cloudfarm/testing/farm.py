@@ -72,6 +72,7 @@ class MemoryFarm:
 
     async def crash(self) -> None:
         """Lose the steward; another one takes over."""
+        self.hosts.forget()
         self.steward = self.new_steward()
         await self.steward.take_over()
 
