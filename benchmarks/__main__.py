@@ -52,7 +52,7 @@ class Bench:
             self.say("bringing a farm up")
             with running_farm() as farm:
                 if self.begins("nodes"):
-                    idle = nodes.idle_memory(farm)
+                    idle, self.more["idle_farm_mb"] = nodes.idle_memory(farm)
                     self.rows += nodes.measure(farm, 2 if self.quick else 5, self.say) + idle
                 if self.begins("jobs"):
                     self.rows += jobs.measure(farm, 2 if self.quick else 5, self.say)

@@ -17,7 +17,10 @@ from benchmarks.figures import Row, Series
 from benchmarks.running_farm import BenchFarm, clean_env, run
 
 RAY = "ray"
-ENTRYPOINT = ("python", "-c", "print(1)")
+TRIVIAL = "print(1)"
+SECONDS = 5
+SHORT = f"import time; time.sleep({SECONDS}); print(1)"
+"""Long enough that its log is followed while it runs."""
 LIKE_A_JOB = {"gpus": "0.5", "cpus": 2, "memory": "3GiB"}
 
 
@@ -35,29 +38,43 @@ class JobTimes:
 
 def measure(farm: BenchFarm, runs: int, say: Callable[[str], None]) -> list[Row]:
     """Return the rows of a job."""
-    ours, stock = [], []
     with farm.lease(**LIKE_A_JOB) as lease:
-        for turn in range(runs + 1):
-            first = through_front_door(farm, lease["id"])
-            second = straight_to_ray(farm, lease["id"])
-            if turn:  # the first of each finds cold caches
-                ours.append(first)
-                stock.append(second)
-            say(f"  run {turn or 'cold'}: front door {first.total:.2f} s, stock {second.total:.2f} s")
-
-    def row(name: str, part: str) -> Row:
-        values = [[getattr(times, part) for times in series] for series in (ours, stock)]
-        return Row(3, name, "s", Series.of(values[0]), Series.of(values[1]))
-
+        through_front_door(farm, lease["id"], TRIVIAL)  # the first of each finds cold caches
+        straight_to_ray(farm, lease["id"], TRIVIAL)
+        trivial = in_turns(farm, lease["id"], TRIVIAL, runs, say)
+        short = in_turns(farm, lease["id"], SHORT, max(2, runs // 2), say)
+    parts = {
+        "total": "`ray job submit` of {}",
+        "to_ray": "  of it: command begun -> Ray has the job",
+        "in_ray": "  of it: Ray has the job -> it has ended",
+        "to_end": "  of it: job ended -> command ended",
+    }
     return [
-        row("`ray job submit` of a trivial job", "total"),
-        row("  of it: command begun -> Ray has the job", "to_ray"),
-        row("  of it: Ray has the job -> it has ended", "in_ray"),
-        row("  of it: job ended -> command ended", "to_end"),
+        row(name.format(what), series, part)
+        for what, series in (("a trivial job", trivial), (f"a job that sleeps {SECONDS} s", short))
+        for part, name in parts.items()
     ]
 
 
-def through_front_door(farm: BenchFarm, lease: str) -> JobTimes:
+def row(name: str, series: tuple[list[JobTimes], list[JobTimes]], part: str) -> Row:
+    """Return one part of the time as a row of this section."""
+    ours, stock = ([getattr(times, part) for times in side] for side in series)
+    return Row(3, name, "s", Series.of(ours), Series.of(stock))
+
+
+def in_turns(
+    farm: BenchFarm, lease: str, code: str, runs: int, say: Callable[[str], None]
+) -> tuple[list[JobTimes], list[JobTimes]]:
+    """Run a job both ways, again and again."""
+    ours, stock = [], []
+    for turn in range(runs):
+        ours.append(through_front_door(farm, lease, code))
+        stock.append(straight_to_ray(farm, lease, code))
+        say(f"  run {turn + 1}: front door {ours[-1].total:.2f} s, stock {stock[-1].total:.2f} s")
+    return ours, stock
+
+
+def through_front_door(farm: BenchFarm, lease: str, code: str) -> JobTimes:
     """Submit as a tenant does."""
     name = f"bench_{secrets.token_hex(4)}"
     env = {
@@ -65,10 +82,10 @@ def through_front_door(farm: BenchFarm, lease: str) -> JobTimes:
         "RAY_API_SERVER_ADDRESS": farm.local.url,
         "RAY_JOB_HEADERS": json.dumps({"Authorization": farm.tenant.authorization}),
     }
-    return timed(farm, name, ["--metadata-json", json.dumps({"lease": lease})], env)
+    return timed(farm, name, ["--metadata-json", json.dumps({"lease": lease})], env, code)
 
 
-def straight_to_ray(farm: BenchFarm, lease: str) -> JobTimes:
+def straight_to_ray(farm: BenchFarm, lease: str, code: str) -> JobTimes:
     """Submit as whoever has the cluster's own token can."""
     name = f"bench_{secrets.token_hex(4)}"
     env = {
@@ -77,12 +94,12 @@ def straight_to_ray(farm: BenchFarm, lease: str) -> JobTimes:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(farm.local.paths.ray_token_file),
     }
-    return timed(farm, name, ["--entrypoint-label-selector", json.dumps({"lease": lease})], env)
+    return timed(farm, name, ["--entrypoint-label-selector", json.dumps({"lease": lease})], env, code)
 
 
-def timed(farm: BenchFarm, name: str, options: list[str], env: dict[str, str]) -> JobTimes:
+def timed(farm: BenchFarm, name: str, options: list[str], env: dict[str, str], code: str) -> JobTimes:
     """Run the command and take its time apart."""
-    command = [RAY, "job", "submit", "--submission-id", name, *options, "--", *ENTRYPOINT]
+    command = [RAY, "job", "submit", "--submission-id", name, *options, "--", "python", "-c", code]
     begun = time.time()
     output = run(command, {**env, "RAY_USAGE_STATS_ENABLED": "0"})
     ended = time.time()

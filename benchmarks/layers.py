@@ -42,9 +42,10 @@ Call = Callable[[], Awaitable[object]]
 
 def measure(calls: int) -> dict[str, float]:
     """Return milliseconds a call, by layer: the median of so many calls."""
-    with tempfile.TemporaryDirectory(prefix="cf-bench-layers-") as folder, asyncio.Runner(
-        loop_factory=uvloop.new_event_loop
-    ) as runner:
+    with (
+        tempfile.TemporaryDirectory(prefix="cf-bench-layers-") as folder,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         return runner.run(_measure(Path(folder), calls))
 
 
@@ -64,11 +65,18 @@ async def _measure(folder: Path, calls: int) -> dict[str, float]:
 async def _fill(store: SqlStore) -> str:
     secret = new_secret(CredentialKind.KEY)
     key = make_credential(
-        "ckey", TENANT, kind=CredentialKind.KEY, role=Role.VIEWER, secret_sha256=hash_secret(secret), services=(SERVICE,)
+        "ckey",
+        TENANT,
+        kind=CredentialKind.KEY,
+        role=Role.VIEWER,
+        secret_sha256=hash_secret(secret),
+        services=(SERVICE,),
     )
     await add(store, tenants=[Tenant(TENANT, "", 1)], credentials=[key])
     async with store.begin() as uow:
-        model = await uow.models.register(tenant=TENANT, name="m", uri="u", job_id=None, manifest={}, now_ms=1)
+        model = await uow.models.register(
+            tenant=TENANT, name="m", uri="u", job_id=None, manifest={}, now_ms=1
+        )
         service = make_service("s1", model.id, TENANT, SERVICE)
         await uow.services.add(replace(service, status=ServiceStatus.RUNNING))
         await uow.commit()
@@ -125,7 +133,7 @@ def _layers(store: SqlStore, folder: Path, secret: str, model: Forecaster) -> di
 class Answers:
     """A service that answers at once what the model would."""
 
-    async def call(self, _app: str, _payload: Any, *, timeout_s: float) -> dict[str, Any]:  # noqa: ARG002, ASYNC109
+    async def call(self, _app: str, _payload: Any, *, timeout_s: float) -> dict[str, Any]:  # noqa: ARG002
         """Return an answer of the usual size."""
         return {
             "model": "m",

@@ -8,21 +8,41 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from benchmarks import lease_node
 from benchmarks.figures import Row, Series
 from benchmarks.running_farm import OWN_PORTS, BenchFarm
-from cloudfarm.raylayer.launcher import NodeLauncher
+from cloudfarm.raylayer.launcher import NodeLauncher, procs
 
 PORTS_EACH = 40
 
 
-def idle_memory(farm: BenchFarm) -> list[Row]:
-    """Return what a farm takes that has nothing to do: all of it, and the parts."""
+def idle_memory(farm: BenchFarm) -> tuple[list[Row], dict[str, float]]:
+    """Return what a farm takes that has nothing to do: the row, and megabytes by process."""
     time.sleep(lease_node.SETTLE_S)
-    parts = {name: lease_node.pss_mb(pids) for name, pids in farm.trees().items()}
-    note = ", ".join(f"{name} {size:.0f}" for name, size in parts.items())
-    return [Row(2, "idle farm of one host, PSS", "MB", Series.of([sum(parts.values())]), note=note)]
+    parts: dict[str, float] = {}
+    sums: dict[str, float] = {}
+    for name, pids in farm.trees().items():
+        for pid in pids:
+            size = lease_node.pss_mb({pid})
+            sums[name] = sums.get(name, 0) + size
+            part = f"{name}: {program_of(pid)}"
+            parts[part] = round(parts.get(part, 0) + size, 1)
+    note = ", ".join(f"{name} {size:.0f}" for name, size in sums.items())
+    row = Row(2, "idle farm of one host, PSS", "MB", Series.of([sum(sums.values())]), note=note)
+    return [row], dict(sorted(parts.items(), key=lambda part: -part[1]))
+
+
+def program_of(pid: int) -> str:
+    """Return a short name of what a process runs."""
+    words = procs.title(pid).split()
+    scripts = [Path(word).stem for word in words if word.endswith(".py")]
+    if words and words[0].startswith("cloudfarm-node"):
+        return " ".join(words[:1] + words[3:])  # without the node's name and the farm's mark
+    if not words or words[0].startswith(("ray:", "ray-", "cloudfarm")):
+        return words[0] if words else "gone"
+    return scripts[0] if scripts else Path(words[0]).name
 
 
 def measure(farm: BenchFarm, runs: int, say: Callable[[str], None]) -> list[Row]:

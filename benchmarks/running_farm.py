@@ -105,8 +105,17 @@ class BenchFarm:
             "host": self._host_dir,
         }.items():
             title = state.zygote_title(state.StateDir(folder.resolve()).farm)
-            found[f"zygote of the {name}"] = {pid for pid in everything if procs.title(pid) == title}
+            zygote = {pid for pid in everything if procs.title(pid) == title}
+            found = {
+                tree: pids - zygote for tree, pids in found.items()
+            }  # the host agent's child is its zygote
+            found[f"zygote of the {name}"] = zygote
         return found
+
+    def every_pid(self) -> set[int]:
+        """Return the processes of all its nodes; another farm may run on the machine as well."""
+        records = [*self.control_launcher().records(), *self.host_launcher().records()]
+        return procs.descendants([record.pid for record in records if record.pid], procs.snapshot())
 
     @property
     def _host_dir(self) -> Path:

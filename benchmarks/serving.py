@@ -59,19 +59,27 @@ def measure(
     with targets(farm) as found:
         one = {name: Measured() for name in found}
         eight = {name: Measured() for name in found}
-        pids = processes()
+        pids = processes(farm)
         for turn in range(turns + 1):
             for name, target in found.items():
                 for clients, measured in ((1, one[name]), (8, eight[name])):
-                    send(target, body, requests, clients, measured if turn else Measured(), pids)
+                    into = measured if turn else Measured()
+                    send(target, body, into, pids, requests=requests, clients=clients)
             if turn:  # the first finds cold caches
-                say("  turn %d: %s" % (turn, ", ".join(f"{n} {m.p50[-1]:.1f} ms" for n, m in one.items())))
+                seen = ", ".join(f"{name} {measured.p50[-1]:.1f} ms" for name, measured in one.items())
+                say(f"  turn {turn}: {seen}")
     rows = []
     for stock, label in ((MODEL, "v straight to Serve"), (INGRESS, "v a thin ingress on Serve")):
         rows += [
             row(f"1 client, p50, {label}", "ms", one[FARM].p50, one[stock].p50),
             row(f"1 client, p99, {label}", "ms", one[FARM].p99, one[stock].p99),
-            row(f"8 clients, requests a second, {label}", "1/s", eight[FARM].rate, eight[stock].rate, False),
+            row(
+                f"8 clients, requests a second, {label}",
+                "1/s",
+                eight[FARM].rate,
+                eight[stock].rate,
+                lower_is_better=False,
+            ),
             row(f"8 clients, p50, {label}", "ms", eight[FARM].p50, eight[stock].p50),
             row(f"8 clients, p99, {label}", "ms", eight[FARM].p99, eight[stock].p99),
         ]
@@ -81,7 +89,7 @@ def measure(
     return rows, cpu
 
 
-def row(name: str, unit: str, ours: list[float], stock: list[float], lower_is_better: bool = True) -> Row:
+def row(name: str, unit: str, ours: list[float], stock: list[float], *, lower_is_better: bool = True) -> Row:
     """Return a row of this section."""
     return Row(4, name, unit, Series.of(ours), Series.of(stock), lower_is_better)
 
@@ -93,7 +101,8 @@ def targets(farm: BenchFarm) -> Iterator[dict[str, Target]]:
     version = asyncio.run(model.register(farm.local.settings, TENANT, uri, manifest))
     farm.tenant.post("/v1/services", {"model": version.ref, "name": SERVICE, **SHAPE})
     with farm.lease(**SHAPE) as lease:
-        command = [sys.executable, "-m", "benchmarks.stock_app", uri, lease["id"]]
+        deploy = "from benchmarks.stock_app import main; main()"
+        command = [sys.executable, "-c", deploy, uri, lease["id"]]
         run(command, farm.ray_env)
         service = farm.wait(f"/v1/services/{SERVICE}", "RUNNING")
         key = farm.tenant.post("/v1/keys", {"user": "caller", "services": [SERVICE]})["secret"]
@@ -105,19 +114,21 @@ def targets(farm: BenchFarm) -> Iterator[dict[str, Target]]:
         farm.tenant.delete(f"/v1/services/{SERVICE}")
 
 
-def processes() -> dict[str, int]:
-    """Return the pids of the processes that a request passes."""
-    titles = {pid: procs.title(pid) for pid in procs.snapshot()}
-    return {
+def processes(farm: BenchFarm) -> dict[str, int]:
+    """Return the pids of this farm's processes that a request passes."""
+    titles = {pid: procs.title(pid) for pid in farm.every_pid()}
+    found = {
         name: pid
         for name, start in TITLES.items()
         for pid, title in titles.items()
         if title.startswith(start)
     }
+    assert found.keys() == TITLES.keys(), f"not found: {TITLES.keys() - found.keys()}"
+    return found
 
 
 def send(
-    target: Target, body: Path, requests: int, clients: int, measured: Measured, pids: dict[str, int]
+    target: Target, body: Path, measured: Measured, pids: dict[str, int], *, requests: int, clients: int
 ) -> None:
     """Send requests from a process of the generator's own and note what was seen."""
     command = [

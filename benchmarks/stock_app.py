@@ -1,10 +1,10 @@
 """The farm's forecaster as stock Serve serves it, with HTTP routes of its own and nobody who asks for a key.
 
-    python -m benchmarks.stock_app MODEL_URI LEASE
+    python -c 'from benchmarks.stock_app import main; main()' MODEL_URI LEASE
 
-deploys two applications beside the farm's own: ``/bench-model``, where Serve's proxy calls the model, and
-``/bench-ingress``, where the proxy calls a thin FastAPI ingress on the head, which calls the same model by its
-handle, as the front door does.
+(imported by its name, because what a replica gets must be importable there) deploys two applications beside the
+farm's own: ``/bench-model``, where Serve's proxy calls the model, and ``/bench-ingress``, where the proxy calls a thin
+FastAPI ingress on the head, which calls the same model by its handle, as the front door does.
 """
 
 import argparse
@@ -63,13 +63,6 @@ def main() -> None:
     parser.add_argument("model_uri")
     parser.add_argument("lease")
     asked = parser.parse_args()
-    # Imported by its name, not as __main__: what a replica gets must be importable there.
-    from benchmarks import stock_app  # noqa: PLC0415
-
     ray.init(namespace="serve", log_to_driver=False, logging_level="ERROR")
-    stock_app.deploy(asked.model_uri, asked.lease)
+    deploy(asked.model_uri, asked.lease)
     ray.shutdown()
-
-
-if __name__ == "__main__":
-    main()

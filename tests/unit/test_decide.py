@@ -48,7 +48,7 @@ def host(*nodes: NodeTruth, name: str = "h0", **more) -> Host:
 def view(*leases: Lease, hosts: tuple[Host, ...] | None = None, **more) -> v.FarmView:
     return v.FarmView(
         now_ms=NOW,
-        last_tick_ms=NOW - 1000,
+        seen_before_ms={"h0": NOW - 1000},
         tenants={name: Tenant(name, name, 0) for name in "abc"},
         hosts=(host(),) if hosts is None else hosts,
         leases=leases,
@@ -125,7 +125,7 @@ def test_a_start_that_takes_too_long_ends_the_lease() -> None:
     assert end.reason is EndReason.START_FAILED
 
 
-def test_a_lost_node_ends_the_lease_at_the_last_tick() -> None:
+def test_a_lost_node_ends_the_lease_when_its_host_last_answered() -> None:
     (end,) = decided(view(running()))
     assert end == v.EndLease("l1", EndReason.NODE_LOST, "lease node l1-0 was lost", NOW - 1000)
 
@@ -168,6 +168,12 @@ def test_an_ending_lease_is_killed_and_finished_only_when_nothing_is_left() -> N
     assert decided(view(ending, hosts=(host(node("l1-0")),))) == [v.KillNode("h0", "l1-0")]
     assert decided(view(ending, hosts=(replace(host(), reachable=False),))) == []
     assert decided(view(ending)) == [v.FinishLease("l1", NOW, EndReason.RELEASED)]
+
+
+def test_nobody_pays_beyond_the_time_limit_for_a_late_steward() -> None:
+    late = {"ending_ms": NOW - 500, "reason": EndReason.EXPIRED, "target": Target.END, "ends_ms": NOW - 9000}
+    ending = running(status=LeaseStatus.ENDING, **late)
+    assert decided(view(ending)) == [v.FinishLease("l1", NOW - 9000, EndReason.EXPIRED)]
 
 
 def test_a_lost_lease_is_charged_until_it_was_last_seen() -> None:

@@ -211,6 +211,28 @@ async def test_a_new_steward_that_has_not_heard_from_a_host_takes_nothing_on_it_
     assert lost.ended_ms == lost.started_ms  # it was last seen when it started
 
 
+async def test_what_was_lost_while_no_steward_ran_is_charged_until_it_was_last_seen() -> None:
+    farm = MemoryFarm()
+    await farm.begin()
+    await farm.request("l1", "0.5")
+    await farm.settle()
+    farm.clock.advance(5_000)
+    await farm.settle()
+    seen_ms = farm.clock.now_ms()
+    farm.hosts.lose("l1-0")
+    farm.clock.advance(3_600_000)
+    farm.hosts.silent.add("h0")  # the new steward's first looks do not find the host
+    await farm.crash()
+    await farm.settle()
+    farm.clock.advance(10_000)
+    await farm.settle()
+    farm.hosts.silent.clear()
+    await farm.settle()
+    lost = await farm.lease("l1")
+    assert (lost.reason, lost.ended_ms) == (EndReason.NODE_LOST, seen_ms)
+    await check_invariants(farm.store)
+
+
 async def test_a_fenced_steward_changes_nothing_even_with_a_view_from_before() -> None:
     farm = MemoryFarm()
     await farm.begin()

@@ -100,35 +100,45 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
         reason = lease.reason or EndReason.RELEASED
         yield EndLease(lease.id, reason, lease.message or reason.value.replace("_", " "), now_ms)
         return
-    drained = 0
-    for piece in lease.slices:
-        lost_ms = ground.lost_at_ms(piece)
-        node = ground.node(piece)
-        if lost_ms is not None:
-            at_ms = max(lost_ms, lease.started_ms or 0)
-            yield EndLease(lease.id, EndReason.NODE_LOST, f"host {piece.host} does not answer", at_ms)
-            return
-        if ground.host(piece) is None or (node is not None and node.phase is not NodePhase.EXITED):
-            continue
-        if lease.noticed_ms is not None:
-            drained += (
-                1  # Ray ends a drained node as soon as it is idle; the others have until the time limit
-            )
-            continue
-        # Last seen alive at the tick before: the tenant is not charged for what nobody saw.
-        at_ms = max(view.last_tick_ms, lease.started_ms or 0)
-        why = f": {node.reason}" if node is not None and node.reason else ""
-        yield EndLease(lease.id, EndReason.NODE_LOST, f"lease node {piece.name} was lost{why}", at_ms)
-        return
-    if drained == len(lease.slices):
-        yield EndLease(lease.id, EndReason.EXPIRED, "its lease nodes were idle and are drained", now_ms)
-        return
-    if lease.ends_ms is not None and now_ms >= lease.ends_ms:
+    end, unheard = _end_of_nodes(lease, view, ground)
+    if end is not None:
+        yield end
+    elif unheard:
+        return  # what has become of its nodes decides how it ends, and until when it is charged
+    elif lease.ends_ms is not None and now_ms >= lease.ends_ms:
         yield EndLease(lease.id, EndReason.EXPIRED, "its time is over", now_ms)
     elif (
         lease.ends_ms is not None and lease.noticed_ms is None and now_ms >= lease.ends_ms - policy.notice_ms
     ):
         yield NoticeLease(lease.id)
+
+
+def _end_of_nodes(lease: Lease, view: FarmView, ground: Ground) -> tuple[EndLease | None, bool]:
+    """Return how an active lease ends by what became of its nodes, and whether a host has not been heard."""
+    drained, unheard = 0, False
+    for piece in lease.slices:
+        lost_ms = ground.lost_at_ms(piece)
+        node = ground.node(piece)
+        if lost_ms is not None:
+            at_ms = max(lost_ms, lease.started_ms or 0)
+            return EndLease(lease.id, EndReason.NODE_LOST, f"host {piece.host} does not answer", at_ms), False
+        if ground.host(piece) is None:
+            unheard = True
+        elif node is None or node.phase is NodePhase.EXITED:
+            if lease.noticed_ms is None:
+                # Last seen alive when the host last answered: the tenant is not charged for what nobody saw.
+                at_ms = max(view.seen_before_ms.get(piece.host, 0), lease.started_ms or 0)
+                why = f": {node.reason}" if node is not None and node.reason else ""
+                return EndLease(
+                    lease.id, EndReason.NODE_LOST, f"lease node {piece.name} was lost{why}", at_ms
+                ), False
+            drained += (
+                1  # Ray ends a drained node as soon as it is idle; the others have until the time limit
+            )
+    if drained == len(lease.slices):
+        why = "its lease nodes were idle and are drained"
+        return EndLease(lease.id, EndReason.EXPIRED, why, view.now_ms), False
+    return None, unheard
 
 
 def _end(lease: Lease, view: FarmView, ground: Ground) -> Iterator[Decision]:
@@ -149,8 +159,11 @@ def _end(lease: Lease, view: FarmView, ground: Ground) -> Iterator[Decision]:
         return
     reason = lease.reason or EndReason.RELEASED
     begun_ms = lease.ending_ms or view.now_ms
-    # A lost lease was last seen when its end began; others were used until the last node was gone.
+    # A lost lease was last seen when its end began; others were used until the last node was gone, but nobody pays for
+    # what a late steward left running beyond the time limit.
     at_ms = begun_ms if reason is EndReason.NODE_LOST else max(begun_ms, seen_ms)
+    if reason is EndReason.EXPIRED and lease.ends_ms is not None:
+        at_ms = min(at_ms, lease.ends_ms)
     yield FinishLease(lease.id, at_ms, reason)
 
 

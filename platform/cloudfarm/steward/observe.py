@@ -35,7 +35,6 @@ class Observer:
         """
         async with self.store.begin(write=False) as uow:
             await uow.check_epoch(epoch)
-            last_tick_ms = await uow.last_heartbeat_ms()
             stopping = await uow.is_stopping()
             known = {host.id: replace(host, reachable=False) for host in await uow.hosts()}
             tenants = {tenant.id: tenant for tenant in await uow.tenants.list()}
@@ -53,9 +52,9 @@ class Observer:
         now_ms = self.clock.now_ms()
         return FarmView(
             now_ms=now_ms,
-            last_tick_ms=now_ms if last_tick_ms is None else min(last_tick_ms, now_ms),
             tenants=tenants,
             hosts=tuple({**known, **{host.id: host for host in hosts}}.values()),
+            seen_before_ms={host.id: host.seen_ms for host in known.values()},
             watching_since_ms=watching_since_ms,
             leases=leases,
             jobs=jobs,

@@ -28,8 +28,6 @@ class FarmView:
     """The whole farm at one moment. ``None`` for what could not be observed this time: nothing is concluded from it."""
 
     now_ms: int
-    last_tick_ms: int
-    """The last moment at which a steward observed the farm; what is lost since counts until then."""
     tenants: Mapping[str, Tenant]
     hosts: tuple[Host, ...]
     leases: tuple[Lease, ...]
@@ -44,6 +42,8 @@ class FarmView:
     """By ray_id."""
     serve_apps: Mapping[str, ServeApp] | None = None
     """By application name."""
+    seen_before_ms: Mapping[str, int] = field(default_factory=dict)
+    """By host: when it last answered before this look, whoever asked; what was lost since is charged until then."""
     watching_since_ms: int = 0
     """Since when this steward has been looking: a host's silence before that says nothing."""
     stopping: bool = False
