@@ -86,6 +86,14 @@ def test_a_lease_node_that_dies_ends_its_lease_and_is_charged_until_then(
         if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     assert len(raylets) == 1
+    # Charged until its host last answered: wait for an answer that is later than the lease's start.
+    with farm.operator as operator:
+
+        def seen_since() -> bool:
+            hosts = operator.get("/v1/farm")["host_list"]
+            return all(iso_s(host["seen"]) > iso_s(lease["started"]) for host in hosts)
+
+        until(seen_since, "the hosts to be looked at")
     killed_at = time.time()
     os.kill(raylets[0], signal.SIGKILL)
     ended = univ.wait_lease(lease["id"], "ENDED")
