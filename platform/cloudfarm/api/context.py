@@ -35,7 +35,7 @@ class ApiContext:
     """Pause between two looks at a job whose log is followed."""
 
 
-def get_context(connection: HTTPConnection) -> ApiContext:
+async def get_context(connection: HTTPConnection) -> ApiContext:
     """Return the application's context."""
     context: ApiContext = connection.app.state.context
     return context

@@ -138,6 +138,7 @@ class RayLogs:
                 url,
                 additional_headers=self._http.headers,
                 max_size=None,
+                compression=None,  # with it, Ray sends nothing and closes
                 ping_interval=None,  # on loopback a dead peer closes; a busy one must not be taken for dead
             ) as socket:
                 async for text in socket:

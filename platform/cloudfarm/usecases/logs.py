@@ -15,7 +15,7 @@ from cloudfarm.usecases.jobs import JobView, get_job
 
 TRACE_CHARS = 4096
 """How much of what was sent is remembered, to find the place in a log whose beginning was not kept."""
-STALL_S = 10.0
+STALL_S = 1.0
 """After so long a silence of a live log look whether the job is over: a host without power closes nothing."""
 
 
