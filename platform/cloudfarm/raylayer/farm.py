@@ -158,6 +158,7 @@ class LocalFarm:
         self.paths.make()
         with self._lock():
             self._clear()
+            shutil.rmtree(self.paths.runtime_dir, ignore_errors=True)
 
     def left_running(self) -> list[str]:
         """Return what of the farm still runs on this machine, by name."""
