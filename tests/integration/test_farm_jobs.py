@@ -1,6 +1,7 @@
 """Jobs on a running farm: the stock command line, confinement of two tenants, what is left when a lease ends."""
 
 import json
+import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +31,29 @@ def test_the_stock_command_line_makes_the_round_trip(tenants: tuple[Tenant, Tena
     assert "holding" in univ.logs(submission_id)  # archived: the lease node is gone
     univ.ray("job", "delete", submission_id)
     assert submission_id not in univ.ray("job", "list").stdout
+
+
+@pytest.mark.parametrize("by", ["headers", "token"])
+def test_a_line_arrives_while_its_job_runs(tenants: tuple[Tenant, Tenant], tmp_path: Path, by: str) -> None:
+    univ, _ = tenants
+    goes = tmp_path / "go"
+    submission_id = univ.start_job("python", "wait.py", str(goes), metadata={"gpus": "0.5"})
+    with subprocess.Popen(
+        univ.ray_command("job", "logs", "--follow", submission_id),
+        env={**univ.ray_env(by), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        # The job cannot end before `go` is there: whatever of it is read until then came while it ran.
+        arrived = next((line for line in following.stdout if line == "holding\n"), None)
+        status = univ.job(submission_id)["status"]
+        goes.touch()
+        rest = following.stdout.read()
+    assert (arrived, status, following.returncode) == ("holding\n", "RUNNING", 0)
+    assert "done\n" in rest
+    assert "holding" not in rest
 
 
 def test_submit_and_wait_follows_the_log_to_the_end(tenants: tuple[Tenant, Tenant]) -> None:

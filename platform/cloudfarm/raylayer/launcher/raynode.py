@@ -7,6 +7,7 @@ import pkgutil
 import runpy
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from cloudfarm.raylayer.launcher import procs
 from cloudfarm.raylayer.launcher.spec import NodeSpec
 
 STANDIN = Path(__file__).with_name("standin.py")
+REGISTERED_WITHIN_S = 30.0  # as long as Ray's Node itself waits
+POLL_S = 0.01
 
 
 def preload() -> None:
@@ -93,6 +96,7 @@ def _start_node(spec: NodeSpec, init_socket: str) -> dict[str, Any]:
         return [sys.executable, "-I", "-S", str(STANDIN), init_socket]
 
     services._build_python_executable_command_memory_profileable = command  # noqa: SLF001
+    _look_often_for_new_nodes(services)
     ports = spec.ports
     params = RayParams(
         gcs_address=spec.gcs_address,
@@ -146,6 +150,26 @@ def _start_node(spec: NodeSpec, init_socket: str) -> dict[str, Any]:
         "session_dir": node.get_session_dir_path(),
         "log_monitor": log_monitor,
     }
+
+
+def _look_often_for_new_nodes(services: Any) -> None:
+    """Let ``Node`` see its raylet in the GCS within milliseconds of its arrival.
+
+    Ray's own look sleeps a whole second between two tries, longer than all the rest of a node's start.
+    """
+    stock = services.get_node
+
+    def get_node(gcs_address: str, node_id: str) -> Any:
+        gcs, wanted = services.GcsClient(address=gcs_address), services.NodeID.from_hex(node_id)
+        this_one = services.GetAllNodeInfoRequest.NodeSelector(node_id=wanted.binary())
+        deadline = time.monotonic() + REGISTERED_WITHIN_S
+        while not gcs.get_all_node_info(timeout=REGISTERED_WITHIN_S, node_selectors=[this_one]):
+            if time.monotonic() > deadline:
+                break  # the stock look then says what is wrong, in Ray's words
+            time.sleep(POLL_S)
+        return stock(gcs_address, node_id)
+
+    services.get_node = get_node
 
 
 def run_agent(arguments: list[str], raylet_pid: int | None) -> int:
