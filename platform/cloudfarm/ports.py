@@ -25,6 +25,9 @@ class TenantRepository(Protocol):
     async def get(self, tenant_id: str) -> Tenant:
         """Return a tenant; raises NotFoundError."""
 
+    async def hold(self, tenant_id: str) -> Tenant:
+        """As :meth:`get`; whoever else holds the tenant waits until this transaction has ended."""
+
     async def list(self) -> Sequence[Tenant]:
         """Return all tenants by slug."""
 
@@ -228,7 +231,16 @@ class UnitOfWork(Protocol):
         """Return what :meth:`set_stopping` stored, False at first."""
 
     async def put_hosts(self, hosts: Sequence[Host]) -> None:
-        """Store hosts' capacities and when they were seen (not their nodes), so that the API can show them."""
+        """Store hosts' capacities and when they were seen, so that the API can show them.
+
+        Not their nodes, and of a known host not whether it is cordoned: that is the operator's to say.
+        """
+
+    async def set_cordoned(self, host_id: str, *, cordoned: bool) -> None:
+        """Store whether new slices are kept off a host; raises NotFoundError."""
+
+    async def forget_host(self, host_id: str) -> None:
+        """Remove a host; raises NotFoundError. One that is still there comes back when it is next seen."""
 
     async def hosts(self) -> Sequence[Host]:
         """Return the hosts last seen, without nodes."""

@@ -261,6 +261,27 @@ class TestSteward:
         await keep(store, lambda uow: uow.put_hosts([replace(host, nodes=(node,)), other]))
         assert await look(store, lambda uow: uow.hosts()) == [other, host]
 
+    async def test_only_the_operator_cordons(self, store, other):
+        host = Host("h1", (), 1, 1, Grade.NONE)
+        await keep(store, lambda uow: uow.put_hosts([host]))
+        await keep(store, lambda uow: uow.set_cordoned("h1", cordoned=True))
+        await keep(other, lambda uow: uow.put_hosts([replace(host, seen_ms=7)]))
+        assert await look(store, lambda uow: uow.hosts()) == [replace(host, seen_ms=7, cordoned=True)]
+        await keep(store, lambda uow: uow.set_cordoned("h1", cordoned=False))
+        assert await look(other, lambda uow: uow.hosts()) == [replace(host, seen_ms=7)]
+        with pytest.raises(NotFoundError):
+            await keep(store, lambda uow: uow.set_cordoned("h2", cordoned=True))
+
+    async def test_a_forgotten_host_is_gone_until_it_is_seen(self, store, other):
+        host = Host("h1", (), 1, 1, Grade.NONE)
+        await keep(store, lambda uow: uow.put_hosts([host]))
+        await keep(store, lambda uow: uow.forget_host("h1"))
+        assert await look(other, lambda uow: uow.hosts()) == []
+        with pytest.raises(NotFoundError):
+            await keep(store, lambda uow: uow.forget_host("h1"))
+        await keep(store, lambda uow: uow.put_hosts([host]))
+        assert await look(other, lambda uow: uow.hosts()) == [host]
+
     async def test_hosts_are_replaced_by_id_and_the_unnamed_stay(self, store):
         hosts = [Host(name, (), 1, 1, Grade.NONE, seen_ms=1) for name in ("h1", "h2")]
         await keep(store, lambda uow: uow.put_hosts(hosts))

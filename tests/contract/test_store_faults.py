@@ -138,6 +138,18 @@ class TestCancelled:
         found = await asyncio.gather(*(look(sql, lambda uow: uow.leases.list()) for _ in range(20)))
         assert {len(leases) for leases in found} == {21}
 
+    async def test_a_cursor_that_somebody_still_refers_to_keeps_no_lock(self, sqlite_url):
+        sql, other = [await SqlStore.open(sqlite_url) for _ in range(2)]
+        await add(sql, tenants=[Tenant("kaist", "", 1)], leases=[make_lease()])
+        async with sql.begin() as uow:
+            raw = await uow._connection.get_raw_connection()
+            cursor = await raw.driver_connection.execute("SELECT id FROM leases")
+            await uow._connection.invalidate()  # as a statement's cancellation does
+        assert await keep(other, lambda later: later.take_epoch()) == 1
+        assert cursor is not None
+        await sql.close()
+        await other.close()
+
 
 class TestLocks:
     @pytest.fixture(autouse=True)

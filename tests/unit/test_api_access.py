@@ -14,13 +14,19 @@ from cloudfarm.testing.http_checks import FakeWebSocket, assert_problem
 
 OPEN = {("GET", "/healthz"), ("DELETE", "/v1/session")}
 FOR_KEYS = {("POST", "/v1/services/{name}/predict")}
-FOR_OPERATORS = {("POST", "/v1/tenants"), ("PATCH", "/v1/tenants/{tenant}")}
+FOR_OPERATORS = {
+    ("POST", "/v1/tenants"),
+    ("PATCH", "/v1/tenants/{tenant}"),
+    ("PATCH", "/v1/hosts/{host}"),
+    ("DELETE", "/v1/hosts/{host}"),
+}
 FOR_VIEWERS = {("POST", "/v1/session")}
 """Routes that a viewer may use although their method is not GET."""
 BODIES = {
     ("POST", "/api/jobs/"): {"entrypoint": "true"},
     ("POST", "/v1/tenants"): {"id": "gamma"},
     ("PATCH", "/v1/tenants/{tenant}"): {"title": "changed"},
+    ("PATCH", "/v1/hosts/{host}"): {"cordoned": True},
     ("POST", "/v1/tokens"): {"user": "eve", "role": "viewer"},
     ("POST", "/v1/keys"): {"user": "robot"},
     ("POST", "/v1/leases"): {"gpus": "0.5"},
@@ -59,6 +65,7 @@ async def things_of_alpha(door: FrontDoor) -> dict[str, str]:
         "ref": "wind",
         "name": "wind",
         "protocol": "gcs",
+        "host": "h0",
     }
 
 

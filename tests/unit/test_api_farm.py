@@ -1,7 +1,10 @@
 """The farm's state, events and statements."""
 
+from dataclasses import replace
+
 import pytest
 
+from cloudfarm.domain.lease import Slice
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem
 
@@ -35,6 +38,37 @@ async def test_farm_for_operators_and_for_tenants(door: FrontDoor):
     assert {lease["tenant"] for lease in mine["leases"]} == {"alpha"}
     assert "host_list" not in mine
     assert mine["waiting_leases"] == 2
+
+
+async def test_a_cordoned_host_gets_no_new_slice(door: FrontDoor):
+    for cordoned, kind in ((True, "host.cordoned"), (False, "host.uncordoned")):
+        answer = await door.call("operator", "PATCH", "/v1/hosts/h1", json={"cordoned": cordoned})
+        assert answer.status_code == 204
+        hosts = (await door.call("operator", "GET", "/v1/farm")).json()["host_list"]
+        assert [host["cordoned"] for host in hosts] == [False, cordoned]
+        assert (await door.call("operator", "GET", "/v1/events")).json()[0]["kind"] == kind
+    assert_problem(
+        await door.call("operator", "PATCH", "/v1/hosts/x", json={"cordoned": True}), 404, "not_found"
+    )
+    assert_problem(await door.call("operator", "PATCH", "/v1/hosts/h1", json={}), 422, "invalid_input")
+    assert_problem(
+        await door.call("alpha.admin", "PATCH", "/v1/hosts/h1", json={"cordoned": True}), 403, "forbidden"
+    )
+
+
+async def test_a_host_is_forgotten_unless_a_lease_lies_on_it(door: FrontDoor):
+    lease = await door.lease()
+    await door.start_lease(lease["id"])
+    async with door.store.begin() as uow:
+        held = await uow.leases.get(lease["id"])
+        await uow.leases.update(replace(held, slices=(Slice(held.id, 0, "h0", (0,), 500, 1, 1),)))
+        await uow.commit()
+    assert_problem(await door.call("operator", "DELETE", "/v1/hosts/h0"), 409, "conflict")
+    assert (await door.call("operator", "DELETE", "/v1/hosts/h1")).status_code == 204
+    assert_problem(await door.call("operator", "DELETE", "/v1/hosts/h1"), 404, "not_found")
+    assert_problem(await door.call("alpha.admin", "DELETE", "/v1/hosts/h0"), 403, "forbidden")
+    hosts = (await door.call("operator", "GET", "/v1/farm")).json()["host_list"]
+    assert [host["id"] for host in hosts] == ["h0"]
 
 
 async def test_farm_that_no_steward_has_seen(door: FrontDoor):

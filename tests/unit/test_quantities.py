@@ -14,6 +14,7 @@ from cloudfarm.domain.quantities import (
     Shape,
     parse_bytes,
     parse_count,
+    parse_gpus,
     parse_hours,
     parse_shape,
 )
@@ -92,3 +93,14 @@ def test_no_hours(hours):
 def test_no_count(count):
     with pytest.raises(InvalidInputError, match="cpus"):
         parse_count(count, name="cpus", at_most=100)
+
+
+@pytest.mark.parametrize(("text", "milli"), [("0", 0), ("1", 1000), (2.5, 2500), ("0.001", 1), (4, 4000)])
+def test_numbers_of_gpus(text, milli):
+    assert parse_gpus(text) == milli
+
+
+@pytest.mark.parametrize("text", ["\u0663", "2x\u0663", "0.\u0665"])
+def test_only_ascii_digits_are_a_shape(text):
+    with pytest.raises(InvalidShapeError):
+        parse_shape(text)

@@ -5,7 +5,6 @@ import pytest
 from cloudfarm.domain.tenant import CredentialKind, Role
 from cloudfarm.errors import ForbiddenError, NotFoundError, StaleError
 from cloudfarm.testing.memory_store import MemoryStore
-from cloudfarm.usecases import asks
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, owned, quoted
 
 
@@ -102,8 +101,3 @@ async def test_nothing_is_kept_of_work_that_fails():
         await in_unit(store, work)
     async with store.begin(write=False) as uow:
         assert await uow.last_heartbeat_ms() is None
-
-
-@pytest.mark.parametrize(("text", "milli"), [("0", 0), ("1", 1000), (2.5, 2500), ("0.001", 1), (4, 4000)])
-def test_numbers_of_gpus(text, milli):
-    assert asks.parse_gpus(text) == milli

@@ -46,6 +46,12 @@ class TenantChange(Body):
     closed: StrictBool | None = None
 
 
+class HostChange(Body):
+    """What of a host changes."""
+
+    cordoned: StrictBool
+
+
 class TokenBody(Body):
     """A new token; an operator names the tenant."""
 

@@ -13,11 +13,14 @@ lease = typer.Typer(no_args_is_help=True, help="Leases: the right to slices of G
 tenant = typer.Typer(no_args_is_help=True, help="Tenants (operators).")
 token = typer.Typer(no_args_is_help=True, help="Tokens for people.")
 key = typer.Typer(no_args_is_help=True, help="API keys for services.")
+host = typer.Typer(no_args_is_help=True, help="Hosts (operators).")
+
+GROUPS = {"lease": lease, "tenant": tenant, "host": host, "token": token, "key": key}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for name, group in (("lease", lease), ("tenant", tenant), ("token", token), ("key", key)):
+    for name, group in GROUPS.items():
         app.add_typer(group, name=name)
     for command in (whoami, models, deploy, undeploy, services, usage, events):
         app.command()(command)
@@ -113,6 +116,30 @@ def tenant_limit(slug: str, gpus: str, *, as_json: JsonOption = False) -> None:
     """Set how many GPUs a tenant may hold at once."""
     with connect() as farm:
         show(farm.patch(f"/v1/tenants/{slug}", {"limit_gpus": gpus}), as_json=as_json)
+
+
+@host.command("cordon")
+def host_cordon(host_id: str) -> None:
+    """Keep new slices off a host; what runs there is left alone."""
+    with connect() as farm:
+        farm.patch(f"/v1/hosts/{host_id}", {"cordoned": True})
+    out.print(f"{host_id} takes no new slices")
+
+
+@host.command("uncordon")
+def host_uncordon(host_id: str) -> None:
+    """Let new slices on a host again."""
+    with connect() as farm:
+        farm.patch(f"/v1/hosts/{host_id}", {"cordoned": False})
+    out.print(f"{host_id} takes new slices")
+
+
+@host.command("forget")
+def host_forget(host_id: str) -> None:
+    """Remove a host that will not come back."""
+    with connect() as farm:
+        farm.delete(f"/v1/hosts/{host_id}")
+    out.print(f"{host_id} is forgotten")
 
 
 @token.command("create")

@@ -13,8 +13,12 @@ MAX_SLICES = 1024
 MAX_GPUS_IN_SLICE = 64
 MAX_HOURS = 24 * 366
 
-_SHAPE = re.compile(r"\s*(?:(?P<count>\d{1,12})\s*[xX\u00d7]\s*)?(?P<share>\d{1,12}(?:\.\d{1,12})?)\s*")
-_SIZE = re.compile(r"\s*(?P<number>\d{1,15}(?:\.\d{1,6})?)\s*(?P<unit>[KMGT]i?B?|B)?\s*", re.IGNORECASE)
+_SHAPE = re.compile(
+    r"\s*(?:(?P<count>\d{1,12})\s*[xX\u00d7]\s*)?(?P<share>\d{1,12}(?:\.\d{1,12})?)\s*", re.ASCII
+)
+_SIZE = re.compile(
+    r"\s*(?P<number>\d{1,15}(?:\.\d{1,6})?)\s*(?P<unit>[KMGT]i?B?|B)?\s*", re.IGNORECASE | re.ASCII
+)
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
@@ -74,6 +78,21 @@ def parse_shape(text: str | float) -> Shape:
             f"'{written[:40]}': a share is counted in thousandths of a GPU, such as 0.125"
         )
     return Shape(count=int(match["count"] or 1), milli_gpus=int(milli))
+
+
+def parse_gpus(text: str | float) -> int:
+    """Read a number of GPUs, such as a tenant's limit, and return milli-GPUs.
+
+    Raises:
+        InvalidInputError: if it is not one.
+    """
+    try:
+        milli = Decimal(str(text).strip()) * MILLI
+    except InvalidOperation:
+        raise InvalidInputError(f"'{str(text)[:40]}' is not a number of GPUs") from None
+    if not milli.is_finite() or milli != milli.to_integral_value() or not 0 <= milli <= 1_000_000 * MILLI:
+        raise InvalidInputError(f"a number of GPUs is 0 or more, in thousandths, not {str(text)[:40]}")
+    return int(milli)
 
 
 def parse_bytes(text: str | float) -> int:

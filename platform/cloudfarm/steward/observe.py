@@ -28,7 +28,8 @@ class Observer:
     async def look(self, epoch: int, watching_since_ms: int = 0) -> FarmView:
         """Return the farm as it is now.
 
-        A host that is known from the store and was not heard of is in it, as not reachable.
+        A host that is known from the store and was not heard of is in it, as not reachable. Whether a host is
+        cordoned is the store's to say: its operator has put it there.
 
         Raises:
             FencedError: if a newer steward has taken over.
@@ -49,11 +50,13 @@ class Observer:
             else _none(),
             _unless_down(self.serving.apps(), "Serve's applications"),
         )
+        cordoned = {host.id for host in known.values() if host.cordoned}
+        seen = {host.id: replace(host, cordoned=host.id in cordoned) for host in hosts}
         now_ms = self.clock.now_ms()
         return FarmView(
             now_ms=now_ms,
             tenants=tenants,
-            hosts=tuple({**known, **{host.id: host for host in hosts}}.values()),
+            hosts=tuple({**known, **seen}.values()),
             seen_before_ms={host.id: host.seen_ms for host in known.values()},
             watching_since_ms=watching_since_ms,
             leases=leases,

@@ -97,6 +97,12 @@ def _sqlite(url: URL, *, begin: str, size: int) -> AsyncEngine:
             cursor.execute("PRAGMA query_only = ON")
         cursor.close()
 
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def _on_invalidate(connection: Any, _record: Any, _error: Any) -> None:
+        # A cancelled statement's connection is closed, but while its cursor is referred to from anywhere (a
+        # traceback, say) SQLite only defers that, and the write lock stays.
+        connection.rollback()
+
     @event.listens_for(engine.sync_engine, "begin")
     def _on_begin(connection: Any) -> None:
         connection.exec_driver_sql(begin)

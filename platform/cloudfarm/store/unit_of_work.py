@@ -126,6 +126,14 @@ class SqlUnitOfWork:
         """Store hosts, new or known; one that is not named stays as it was."""
         await self._farm.put_hosts(hosts)
 
+    async def set_cordoned(self, host_id: str, *, cordoned: bool) -> None:
+        """Store whether new slices are kept off a host; raises NotFoundError."""
+        await self._farm.set_cordoned(host_id, cordoned=cordoned)
+
+    async def forget_host(self, host_id: str) -> None:
+        """Remove a host; raises NotFoundError."""
+        await self._farm.forget_host(host_id)
+
     async def hosts(self) -> Sequence[Host]:
         """Return the hosts last seen, without nodes."""
         return await self._farm.hosts()

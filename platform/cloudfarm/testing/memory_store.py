@@ -110,7 +110,25 @@ class MemoryUnitOfWork:
 
     async def put_hosts(self, hosts: Sequence[Host]) -> None:
         """Store hosts, new or known; one that is not named stays as it was."""
-        self.writing().hosts.update({host.id: replace(stored(host), nodes=()) for host in hosts})
+        known = self.writing().hosts
+        for host in hosts:
+            cordoned = known[host.id].cordoned if host.id in known else host.cordoned
+            known[host.id] = replace(stored(host), nodes=(), cordoned=cordoned)
+
+    async def set_cordoned(self, host_id: str, *, cordoned: bool) -> None:
+        """Store whether new slices are kept off a host; raises NotFoundError."""
+        self.writing().hosts[host_id] = replace(self._host(host_id), cordoned=cordoned)
+
+    async def forget_host(self, host_id: str) -> None:
+        """Remove a host; raises NotFoundError."""
+        self._host(host_id)
+        del self.writing().hosts[host_id]
+
+    def _host(self, host_id: str) -> Host:
+        found = self.writing().hosts.get(host_id)
+        if found is None:
+            raise NotFoundError(f"there is no host {host_id}")
+        return found
 
     async def hosts(self) -> Sequence[Host]:
         """Return the hosts last seen, without nodes."""

@@ -1,7 +1,6 @@
 """From what people write to an :class:`~cloudfarm.domain.lease.Ask`, and the checks before one is queued."""
 
 import re
-from decimal import Decimal, InvalidOperation
 
 from cloudfarm.domain.lease import Ask
 from cloudfarm.domain.placement import ever_fits
@@ -58,21 +57,6 @@ def build_ask(
     )
 
 
-def parse_gpus(text: str | float) -> int:
-    """Read a number of GPUs, such as a tenant's limit, and return milli-GPUs.
-
-    Raises:
-        InvalidInputError: if it is not one.
-    """
-    try:
-        milli = Decimal(str(text).strip()) * MILLI
-    except InvalidOperation:
-        raise InvalidInputError(f"'{str(text)[:40]}' is not a number of GPUs") from None
-    if not milli.is_finite() or milli != milli.to_integral_value() or not 0 <= milli <= 1_000_000 * MILLI:
-        raise InvalidInputError(f"a number of GPUs is 0 or more, in thousandths, not {str(text)[:40]}")
-    return int(milli)
-
-
 def limit_of(tenant: Tenant, settings: Settings) -> int:
     """Return the milli-GPUs that a tenant may hold at once."""
     if tenant.limit_milli_gpus is not None:
@@ -91,7 +75,7 @@ async def check_ask(uow: UnitOfWork, settings: Settings, tenant_id: str, ask: As
     """
     if await uow.is_stopping():
         raise UnavailableError("the farm is being stopped; ask again when it is up")
-    limit = limit_of(await uow.tenants.get(tenant_id), settings)
+    limit = limit_of(await uow.tenants.hold(tenant_id), settings)  # two asks at once are counted in turn
     total = ask.shape.total_milli_gpus
     if total > limit:
         raise LimitExceededError(

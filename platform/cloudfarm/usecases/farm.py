@@ -7,10 +7,11 @@ from cloudfarm.clock import Clock
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.quantities import MILLI
-from cloudfarm.domain.status import LeaseStatus
+from cloudfarm.domain.status import Event, LeaseStatus
 from cloudfarm.domain.tenant import Role
-from cloudfarm.ports import Store
-from cloudfarm.usecases.access import Principal
+from cloudfarm.errors import ConflictError
+from cloudfarm.ports import Store, UnitOfWork
+from cloudfarm.usecases.access import Principal, in_unit, missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,53 @@ async def farm_status(store: Store, clock: Clock, principal: Principal) -> FarmS
         steward_seen_ms=seen_ms,
         steward_silent_ms=None if seen_ms is None else max(0, clock.now_ms() - seen_ms),
     )
+
+
+async def cordon_host(
+    store: Store, clock: Clock, principal: Principal, host_id: str, *, cordoned: bool
+) -> None:
+    """Keep new slices off a host, or let them on it again; what runs there is left alone.
+
+    Raises:
+        NotFoundError: if there is no such host.
+    """
+    principal.need(Role.OPERATOR)
+
+    async def work(uow: UnitOfWork) -> None:
+        host = await _find_host(uow, host_id)
+        if host.cordoned is not cordoned:
+            await uow.set_cordoned(host.id, cordoned=cordoned)
+            kind = "host.cordoned" if cordoned else "host.uncordoned"
+            await uow.events.append(Event(clock.now_ms(), kind, host.id, None, principal.actor))
+
+    await in_unit(store, work)
+
+
+async def forget_host(store: Store, clock: Clock, principal: Principal, host_id: str) -> None:
+    """Remove a host that will not come back; one that is there after all is known again at once.
+
+    Raises:
+        NotFoundError: if there is no such host.
+        ConflictError: while a lease has a slice on it.
+    """
+    principal.need(Role.OPERATOR)
+
+    async def work(uow: UnitOfWork) -> None:
+        host = await _find_host(uow, host_id)
+        for lease in await uow.leases.list(open_only=True):
+            if any(piece.host == host.id for piece in lease.slices):
+                raise ConflictError(f"lease {lease.id} has a slice on host {host.id}; it must end first")
+        await uow.forget_host(host.id)
+        await uow.events.append(Event(clock.now_ms(), "host.forgotten", host.id, None, principal.actor))
+
+    await in_unit(store, work)
+
+
+async def _find_host(uow: UnitOfWork, host_id: str) -> Host:
+    found = next((host for host in await uow.hosts() if host.id == host_id), None)
+    if found is None:
+        raise missing("host", host_id)
+    return found
 
 
 async def is_alive(store: Store) -> bool:

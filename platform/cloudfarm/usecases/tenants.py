@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.quantities import parse_gpus
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Role, Tenant, check_slug
 from cloudfarm.errors import ConflictError, InvalidInputError, NotFoundError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
-from cloudfarm.usecases.asks import parse_gpus
 
 MAX_TITLE = 200
 

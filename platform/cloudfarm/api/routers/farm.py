@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from cloudfarm.api import schemas
-from cloudfarm.api.auth import Viewer
+from cloudfarm.api.auth import Operator, Viewer
 from cloudfarm.api.context import Context
 from cloudfarm.clock import iso
 from cloudfarm.usecases import events, farm, usage
@@ -54,6 +54,19 @@ async def status(caller: Viewer, context: Context) -> dict[str, Any]:
             for host in now.hosts
         ]
     return answer
+
+
+@router.patch("/v1/hosts/{host}", status_code=204)
+async def change_host(host: str, body: schemas.HostChange, caller: Operator, context: Context) -> None:
+    """Keep new slices off a host, or let them on it again."""
+    await farm.cordon_host(context.store, context.clock, caller, host, cordoned=body.cordoned)
+    context.nudge.nudge()
+
+
+@router.delete("/v1/hosts/{host}", status_code=204)
+async def forget_host(host: str, caller: Operator, context: Context) -> None:
+    """Remove a host that will not come back."""
+    await farm.forget_host(context.store, context.clock, caller, host)
 
 
 @router.get("/v1/events")

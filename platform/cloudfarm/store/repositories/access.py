@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 
 from cloudfarm.domain.tenant import Credential, Tenant
 from cloudfarm.store import rows
@@ -22,6 +22,12 @@ class SqlTenants:
 
     async def get(self, tenant_id: str) -> Tenant:
         """Return a tenant."""
+        return await self._records.get(tenant_id)
+
+    async def hold(self, tenant_id: str) -> Tenant:
+        """Return a tenant and keep its row until the commit. On SQLite a writer is alone anyway."""
+        row = select(rows.tenants.c.id).where(rows.tenants.c.id == tenant_id).with_for_update()
+        await self._records.transaction.read(row)
         return await self._records.get(tenant_id)
 
     async def list(self) -> Sequence[Tenant]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloudfarm.domain.host import Host
@@ -68,12 +68,28 @@ class FarmState:
             return
         statement = _INSERT[self._transaction.dialect](rows.hosts)
         changed = {
-            column.name: statement.excluded[column.name] for column in rows.hosts.c if column.name != "id"
+            column.name: statement.excluded[column.name]
+            for column in rows.hosts.c
+            if column.name not in ("id", "cordoned")
         }
         statement = statement.on_conflict_do_update(index_elements=[rows.hosts.c.id], set_=changed)
         # Sorted, so that two writers cannot hold one row each and wait for the other's.
         values = [self._hosts.values(host) for host in sorted(hosts, key=lambda host: host.id)]
         await self._transaction.write(statement, values)
+
+    async def set_cordoned(self, host_id: str, *, cordoned: bool) -> None:
+        """Store whether new slices are kept off a host."""
+        done = await self._transaction.write(
+            update(rows.hosts).where(rows.hosts.c.id == host_id).values(cordoned=cordoned)
+        )
+        if not done.rowcount:
+            raise self._hosts.missing(host_id)
+
+    async def forget_host(self, host_id: str) -> None:
+        """Remove a host."""
+        done = await self._transaction.write(delete(rows.hosts).where(rows.hosts.c.id == host_id))
+        if not done.rowcount:
+            raise self._hosts.missing(host_id)
 
     async def hosts(self) -> Sequence[Host]:
         """Return the hosts by id, without nodes."""
