@@ -8,7 +8,10 @@ import contextlib
 import fcntl
 import logging
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,6 +89,13 @@ class LocalFarm:
                 raise
 
     def _start(self, build_steward: Callable[[], Any]) -> None:
+        self.start_nodes()
+        self.progress("starting the steward and the front door")
+        self._start_steward(build_steward)
+        self._await_front_door()
+
+    def start_nodes(self) -> None:
+        """Start the head and the hosts and return when they are up: a cluster without a steward."""
         control = self._control_launcher()
         self.progress("starting the head")
         control.start(self._head_spec())
@@ -97,21 +107,25 @@ class LocalFarm:
             names.append(f"base-{host}")
         for name in names:
             control.wait_up(name, READY_TIMEOUT_S)
-        self.progress("starting the steward and the front door")
-        self._start_steward(build_steward)
-        self._await_front_door()
 
     def _start_steward(self, build_steward: Callable[[], Any]) -> None:
-        os.environ.update(self._ray_env())  # Ray reads it while it is imported
-        import ray  # noqa: PLC0415
-
-        from cloudfarm.raylayer.steward_actor import ensure_steward  # noqa: PLC0415
-
-        ray.init(address=self.gcs_address, namespace="cloudfarm", log_to_driver=False, logging_level="ERROR")
+        # Ray reads its environment while it is imported, and this process may have imported it long ago.
         try:
-            ray.get(ensure_steward(build_steward).nudge.remote(), timeout=READY_TIMEOUT_S)
-        finally:
-            ray.shutdown()
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "cloudfarm.raylayer.start_steward", self.gcs_address],
+                input=pickle.dumps(build_steward),
+                env={**os.environ, **self._ray_env()},
+                capture_output=True,
+                timeout=READY_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UnavailableError(f"the steward did not start within {READY_TIMEOUT_S:.0f} s") from None
+        if done.returncode:
+            log.error("starting the steward: %s", done.stderr.decode(errors="replace"))
+            raise UnavailableError(
+                f"the steward did not start: {done.stderr.decode(errors='replace').strip()[-500:]}"
+            )
 
     def _await_front_door(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
