@@ -30,7 +30,7 @@ test: setup ## Run all tests (T=tests/unit for one folder or file)
 	$(BIN)/python -m pytest $(T)
 
 test-unit: ## Run the tests that need no Ray
-	@$(MAKE) --no-print-directory test T="tests/unit tests/contract"
+	@$(MAKE) --no-print-directory test T="tests/unit tests/contract -m 'not own_farm'"
 
 lint: setup ## Check style and types
 	$(BIN)/python -m ruff check .

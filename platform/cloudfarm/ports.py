@@ -287,7 +287,7 @@ class Hosts(Protocol):
         """
 
     async def read_log(self, host: str, name: str, file: str, *, max_bytes: int) -> bytes:
-        """Return the end of a file of the node's Ray log folder, also after the node is gone; raises NotFoundError."""
+        """Return the end of a file of the node's Ray log folder, until the node is killed; raises NotFoundError."""
 
 
 class RayJobs(Protocol):
@@ -300,10 +300,10 @@ class RayJobs(Protocol):
         """Return every submitted job by ray_id."""
 
     async def stop(self, ray_id: str) -> bool:
-        """Ask Ray to stop a job; False if it was over."""
+        """Ask Ray to stop a job; False if it was over; raises NotFoundError."""
 
     async def delete(self, ray_id: str) -> None:
-        """Make Ray forget an ended job."""
+        """Make Ray forget an ended job, if it knows it; raises ConflictError for one that runs."""
 
 
 class Serving(Protocol):

@@ -6,11 +6,13 @@
 ``empty_url``      a database with nothing in it, on SQLite and on PostgreSQL
 ``sqlite_url``     a migrated SQLite database
 ``postgresql_url`` a migrated PostgreSQL database
+``farm``           None for the fakes of Hosts, RayJobs, Serving and Watch, else a real farm without a steward
+``epoch``          a steward's epoch, higher than any before
 """
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -19,6 +21,8 @@ from cloudfarm.ports import Store
 from cloudfarm.store import SqlStore, migrate
 from cloudfarm.store.rows import metadata
 from cloudfarm.testing.memory_store import MemoryStore
+
+from .bare_farm import EPOCHS, BareFarm
 
 SQL = ["sqlite", "postgresql"]
 
@@ -89,3 +93,24 @@ async def other(any_url, store) -> AsyncIterator[Store]:
     opened = store if any_url is None else await SqlStore.open(any_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(scope="session")
+def bare_farm() -> Iterator[BareFarm]:
+    farm = BareFarm.make()
+    try:
+        farm.start()
+        yield farm
+    finally:
+        farm.remove()
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.own_farm)])
+def farm(request) -> BareFarm | None:
+    """The farm whose ports are tested, or None for the fakes."""
+    return None if request.param == "fake" else request.getfixturevalue("bare_farm")
+
+
+@pytest.fixture
+def epoch() -> int:
+    return next(EPOCHS)

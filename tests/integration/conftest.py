@@ -8,12 +8,11 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,11 @@ from typing import Any
 import pytest
 
 from cloudfarm.client import FarmClient
+from tests.processes import free_port, processes_naming, until
 
 BIN = Path(sys.executable).parent
 SCRIPTS = Path(__file__).parent / "farm_jobs"
 HOOK_SCRIPTS = Path(__file__).parent / "hook_jobs"
-
-
-def until(look: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
-    """Return the first look that is true; the farm's processes tell of their progress only to who looks."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain for {what}"
-        time.sleep(0.1)
-    return found
 
 
 @dataclass
@@ -89,16 +80,8 @@ class RunningFarm:
         shutil.rmtree(self.state)
 
     def leftovers(self) -> list[int]:
-        """Pids of processes that name the farm's state folder in their environment or command line."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                text = (path / "environ").read_bytes() + (path / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(self.state).encode() in text and int(path.name) != os.getpid():
-                found.append(int(path.name))
-        return found
+        """Pids of the farm's processes."""
+        return processes_naming(self.state)
 
     def tenant(self, slug: str) -> "Tenant":
         with self.operator as operator:
@@ -222,18 +205,6 @@ class Tenant:
                 if lease["kind"] != "service" and lease["target"] == "RUN" and lease["status"] != "ENDING":
                     client.delete(f"/v1/leases/{lease['id']}")
             until(lambda: not client.get("/v1/leases", open_only=True), "every lease to end")
-
-
-def free_port(*, block: int = 1) -> int:
-    """Return a port below the range that the kernel gives to clients, with the first of a block free."""
-    for first in range(14000, 31000, max(block, 7)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", first))
-            except OSError:
-                continue
-            return first
-    raise AssertionError("no port is free")
 
 
 def new_farm(name: str) -> RunningFarm:

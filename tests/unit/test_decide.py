@@ -256,6 +256,24 @@ def test_a_job_that_left_its_lease_has_failed_whatever_ray_says() -> None:
     assert decisions == [v.UpdateJob("j1", JobStatus.FAILED, "an actor ran on l2", in_ray[RAY_ID])]
 
 
+@pytest.mark.parametrize(
+    ("ending_ms", "in_ray", "killed"),
+    [
+        (NOW - POLICY.archive_ms, ray(JobStatus.RUNNING), False),
+        (NOW - POLICY.archive_ms - 1, ray(JobStatus.RUNNING), True),  # its log cannot be had: enough waited
+        (NOW, None, True),  # Ray is silent: no job can be closed, and what is ending must end
+    ],
+)
+def test_an_ending_leases_node_stays_until_the_log_of_its_job_is_saved(ending_ms, in_ray, killed) -> None:
+    ending = running(
+        status=LeaseStatus.ENDING, ending_ms=ending_ms, reason=EndReason.RELEASED, target=Target.END
+    )
+    open_job = job(submitted_ms=NOW, status=JobStatus.RUNNING)
+    decisions = decided(view(ending, hosts=(host(node("l1-0")),), jobs=(open_job,), ray_jobs=in_ray))
+    assert (v.KillNode("h0", "l1-0") in decisions) is killed
+    assert any(isinstance(each, v.UpdateJob) for each in decisions) is (in_ray is not None)
+
+
 def test_a_job_whose_lease_is_lost_fails_and_says_so() -> None:
     ending = running(
         status=LeaseStatus.ENDING,

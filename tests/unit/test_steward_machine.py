@@ -14,6 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from cloudfarm.domain.lease import LeaseKind
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus
+from cloudfarm.domain.workload import LEFT_ITS_LEASE
 from cloudfarm.errors import FencedError
 from cloudfarm.steward.decide import decide
 from cloudfarm.testing.farm import POLICY, MemoryFarm
@@ -43,7 +44,7 @@ class FarmMachine(RuleBasedStateMachine):
 
     def calm(self) -> None:
         hosts = self.farm.hosts
-        for knob in (hosts.silent, hosts.slow, hosts.broken, hosts.sticky):
+        for knob in (hosts.silent, hosts.slow, hosts.broken, hosts.sticky, hosts.busy):
             knob.clear()
         self.farm.ray_jobs.down = False
 
@@ -94,7 +95,7 @@ class FarmMachine(RuleBasedStateMachine):
         if ray_id in self.farm.ray_jobs.jobs:
             self.farm.ray_jobs.end(ray_id, status)
 
-    @rule(host=HOSTS, knob=st.sampled_from(["silent", "slow", "broken", "sticky"]), on=st.booleans())
+    @rule(host=HOSTS, knob=st.sampled_from(["silent", "slow", "broken", "sticky", "busy"]), on=st.booleans())
     def trouble(self, host: str, knob: str, on: bool) -> None:
         hosts = getattr(self.farm.hosts, knob)
         if on:
@@ -106,11 +107,12 @@ class FarmMachine(RuleBasedStateMachine):
     def ray_trouble(self, down: bool) -> None:
         self.farm.ray_jobs.down = down
 
-    @rule(pick=st.randoms(use_true_random=False))
-    def a_node_dies(self, pick) -> None:
+    @rule(pick=st.randoms(use_true_random=False), without_trace=st.booleans())
+    def a_node_dies(self, pick, without_trace: bool) -> None:
         names = sorted(name for _, name in self.farm.hosts.nodes)
         if names:
-            self.farm.hosts.lose(pick.choice(names))
+            die = self.farm.hosts.wipe if without_trace else self.farm.hosts.lose
+            die(pick.choice(names))
 
     @rule()
     def the_steward_crashes(self) -> None:
@@ -174,8 +176,15 @@ async def test_the_runner_ends_when_it_is_fenced_and_when_a_sweep_breaks() -> No
     farm = MemoryFarm()
     await farm.begin()
     farm.steward.tick_s = farm.steward.watch_s = 0.001
+    took_over = asyncio.Event()
+
+    async def quiet(_leases):
+        took_over.set()  # nothing is swept before
+        return []
+
+    farm.watch.sweep = quiet
     running = asyncio.create_task(farm.steward.run())
-    await asyncio.sleep(0)  # it takes over; then another one does
+    await took_over.wait()
     await farm.crash()
     with pytest.raises(ExceptionGroup) as ended:
         await running
@@ -189,6 +198,26 @@ async def test_the_runner_ends_when_it_is_fenced_and_when_a_sweep_breaks() -> No
     with pytest.raises(ExceptionGroup) as ended:
         await farm.steward.run()
     assert ended.group_contains(ValueError)
+
+
+async def test_a_job_whose_work_left_its_lease_has_failed() -> None:
+    farm = MemoryFarm()
+    await farm.begin()
+    await farm.request("l1", "0.5", kind=LeaseKind.JOB)
+    job = await farm.submit("j1", "l1")
+    await farm.settle()
+    farm.watch.escape(job.ray_id, "l1")
+    (event,) = await farm.steward.sweep()
+    assert (event.subject, event.tenant) == (job.ray_id, "a")
+    await farm.settle()
+    ended = await farm.job("j1")
+    assert (ended.status, ended.error_type, ended.message) == (
+        JobStatus.FAILED,
+        LEFT_ITS_LEASE,
+        event.message,
+    )
+    assert (await farm.lease("l1")).status is LeaseStatus.ENDED
+    assert await farm.steward.sweep() == []
 
 
 async def test_a_new_steward_that_has_not_heard_from_a_host_takes_nothing_on_it_for_lost() -> None:

@@ -106,7 +106,10 @@ class HostAgent:
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._launcher = NodeLauncher(self._dir, namespaces=NAMESPACES[config.isolation])
         self._launcher.warm_up()
+        self._starting: dict[str, int] = {}
+        """Nodes ordered, neither up nor killed since, and when."""
         self._failed: dict[str, NodeTruth] = {}
+        self._failing_lock = threading.Lock()
         self._epoch_lock = threading.Lock()
         self._start_lock = threading.Lock()
 
@@ -152,6 +155,7 @@ class HostAgent:
                 worker_ports=self._free_ports(records, piece.cpus),
             )
             try:
+                self._starting[piece.name] = time.time_ns() // 1_000_000
                 self._launcher.start(spec)
             except LauncherError as error:
                 raise HostError(f"{self._config.id}: {error}") from error
@@ -160,12 +164,20 @@ class HostAgent:
         """Return when the node is up or has failed, or after the timeout."""
         try:
             self._launcher.wait_up(name, timeout_s)
+            self._starting.pop(name, None)
         except LauncherError as error:
             log.warning("%s is not up: %s", name, error)
-            if error.reason == "node_failed":
-                # The launcher has cleared it away; until the steward has it killed, say that it failed and why.
-                lease_id = name.rpartition("-")[0]
-                self._failed[name] = NodeTruth(name, lease_id, NodePhase.EXITED, None, 0, reason=str(error))
+            if error.reason in ("node_failed", "disk_full"):
+                self._note_failure(name, str(error).partition("\n")[0])  # its owner reads it: no traces
+
+    def _note_failure(self, name: str, reason: str) -> None:
+        """Say that a node failed and why until the steward has it killed: the launcher has cleared it away."""
+        lease_id = name.rpartition("-")[0]
+        with self._failing_lock:
+            started_ms = self._starting.pop(name, None)
+            if started_ms is None:
+                return  # it was killed while its failure was being found out, and must not come back
+            self._failed[name] = NodeTruth(name, lease_id, NodePhase.EXITED, None, started_ms, reason=reason)
 
     def kill_node(self, name: str, epoch: int) -> NodeMeter | None:
         """Kill a lease node with everything in it; returns what it used, when nothing of it is left.
@@ -175,7 +187,9 @@ class HostAgent:
             HostError: if something of it cannot be killed.
         """
         self._fence(epoch)
-        self._failed.pop(name, None)
+        with self._failing_lock:
+            self._starting.pop(name, None)
+            self._failed.pop(name, None)
         meter = self._meter(name)
         try:
             # A raylet that may say goodbye is DEAD to the cluster at once; a killed one after many seconds.

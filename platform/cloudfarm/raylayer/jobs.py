@@ -118,6 +118,10 @@ class RayJobsClient:
             await self._http.request("DELETE", f"/api/jobs/{quote(ray_id)}")
         except NotFoundError:
             return
+        except UnavailableError as error:
+            if "non-terminal" in error.detail:
+                raise ConflictError(f"job {ray_id} has not ended: stop it first") from error
+            raise
 
 
 class RayLogs:

@@ -54,7 +54,7 @@ def advance(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Ite
     elif lease.status is LeaseStatus.ACTIVE:
         yield from _keep(lease, view, ground, policy)
     elif lease.status is LeaseStatus.ENDING:
-        yield from _end(lease, view, ground)
+        yield from _end(lease, view, ground, policy)
 
 
 def _start(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Iterator[Decision]:
@@ -141,8 +141,9 @@ def _end_of_nodes(lease: Lease, view: FarmView, ground: Ground) -> tuple[EndLeas
     return None, unheard
 
 
-def _end(lease: Lease, view: FarmView, ground: Ground) -> Iterator[Decision]:
+def _end(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Iterator[Decision]:
     left = False
+    saving = _is_saving_logs(lease, view, policy)
     seen_ms = 0
     for piece in lease.slices:
         lost_ms = ground.lost_at_ms(piece)
@@ -152,7 +153,8 @@ def _end(lease: Lease, view: FarmView, ground: Ground) -> Iterator[Decision]:
             left = True
         elif ground.node(piece) is not None:
             left = True
-            yield KillNode(piece.host, piece.name)
+            if not saving:
+                yield KillNode(piece.host, piece.name)
         else:
             seen_ms = view.now_ms
     if left:
@@ -165,6 +167,16 @@ def _end(lease: Lease, view: FarmView, ground: Ground) -> Iterator[Decision]:
     if reason is EndReason.EXPIRED and lease.ends_ms is not None:
         at_ms = min(at_ms, lease.ends_ms)
     yield FinishLease(lease.id, at_ms, reason)
+
+
+def _is_saving_logs(lease: Lease, view: FarmView, policy: Policy) -> bool:
+    """Whether a job of the lease is still open: it is closed, its log saved, before the log goes with its node.
+
+    Not for long, and not while Ray is silent, when no job can be closed: what is ending must end.
+    """
+    if view.ray_jobs is None or view.now_ms - (lease.ending_ms or 0) > policy.archive_ms:
+        return False
+    return any(job.lease_id == lease.id and job.submitted_ms is not None for job in view.jobs)
 
 
 def leaks(view: FarmView) -> Iterator[Decision]:

@@ -19,6 +19,8 @@ class Policy:
     """How long lease nodes may take to come up before the lease ends as failed."""
     notice_ms: int = 60_000
     """How long before its time limit a lease is told, and its nodes drained."""
+    archive_ms: int = 10_000
+    """How long the nodes of an ending lease are kept at most while the logs of its jobs are saved."""
     host_lost_ms: int = 60_000
     """How long a host may be silent before its lease nodes count as gone."""
 

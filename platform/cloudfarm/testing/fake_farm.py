@@ -1,5 +1,9 @@
-"""Hosts, Ray and Serve in memory, with knobs for their faults. Each fake implements one of the ports."""
+"""Hosts, Ray and Serve in memory, with knobs for their faults. Each fake implements one of the ports.
 
+``tests/contract`` holds them to what the real ones do on a running farm.
+"""
+
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -7,10 +11,24 @@ from cloudfarm.domain.host import Gpu, Host, NodeMeter, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Grade, Lease, Slice
 from cloudfarm.domain.status import Event, JobStatus
 from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
-from cloudfarm.errors import FencedError, HostError, NotFoundError, UnavailableError
+from cloudfarm.errors import (
+    CloudfarmError,
+    ConflictError,
+    FencedError,
+    HostError,
+    NotFoundError,
+    UnavailableError,
+)
+from cloudfarm.ports import RayJobs
 from cloudfarm.testing.clock import ManualClock
 
+log = logging.getLogger(__name__)
+
 GIB = 1024**3
+RAYLET_LOG = "raylet.out"
+"""A file that the log folder of every node has."""
+FRONT_DOOR = "front-door"
+"""The farm's own application."""
 
 
 def make_host(
@@ -43,6 +61,8 @@ class FakeHosts:
     """Hosts whose nodes exit instead of coming up."""
     sticky: set[str] = field(default_factory=set)
     """Hosts that fail to kill."""
+    busy: set[str] = field(default_factory=set)
+    """Hosts whose nodes are at work: a drained one stays, where an idle one goes at once."""
     drained: list[tuple[str, str, int]] = field(default_factory=list)
     _seen_ms: dict[str, int] = field(default_factory=dict)
 
@@ -55,6 +75,7 @@ class FakeHosts:
                     found.append(replace(host, reachable=False, seen_ms=self._seen_ms[host.id]))
                 continue
             self._seen_ms[host.id] = self.clock.now_ms()
+            self._let_drained_go(host.id)
             nodes = tuple(node for (where, _), node in sorted(self.nodes.items()) if where == host.id)
             found.append(replace(host, nodes=nodes, seen_ms=self.clock.now_ms()))
         return found
@@ -70,22 +91,29 @@ class FakeHosts:
     ) -> None:
         """Start a node, as the host's knobs have it."""
         self._fence(piece.host, epoch)
+        key = (piece.host, piece.name)
+        if key in self.nodes:
+            return
         phase = NodePhase.UP
         if piece.host in self.slow:
             phase = NodePhase.STARTING
         if piece.host in self.broken:
             phase = NodePhase.EXITED
-        key = (piece.host, piece.name)
-        if key not in self.nodes:
-            node_id = f"ray-{piece.name}" if phase is NodePhase.UP else None
-            self.nodes[key] = NodeTruth(
-                piece.name, labels["lease"], phase, node_id, self.clock.now_ms(), "fake", "broken"
-            )
+        self.nodes[key] = NodeTruth(
+            name=piece.name,
+            lease_id=labels["lease"],
+            phase=phase,
+            node_id=f"ray-{piece.name}" if phase is NodePhase.UP else None,
+            started_ms=self.clock.now_ms(),
+            isolation="fake",
+            reason="broken" if phase is NodePhase.EXITED else "",
+        )
+        self.logs[piece.name, RAYLET_LOG] = f"the raylet of {piece.name} starts\n".encode()
 
     async def drain_node(
         self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str
     ) -> None:
-        """Note the drain."""
+        """Note the drain; the node goes as soon as its host is not busy."""
         self._fence(host, epoch)
         self.drained.append((host, node_id, deadline_ms))
 
@@ -95,21 +123,40 @@ class FakeHosts:
         if host in self.sticky:
             raise HostError(f"{host} cannot kill {name}")
         known = self.nodes.pop((host, name), None)
+        for key in [key for key in self.logs if key[0] == name]:
+            del self.logs[key]
         return None if known is None else NodeMeter(cpu_ms=1000, peak_memory_bytes=GIB)
 
     async def read_log(self, host: str, name: str, file: str, *, max_bytes: int) -> bytes:
-        """Return a log put into ``logs``."""
+        """Return the end of a log of a node that was not killed yet."""
+        self._reach(host)
         try:
-            return self.logs[name, file][-max_bytes:]
+            text = self.logs[name, file]
         except KeyError:
             raise NotFoundError(f"{name} has no log {file}") from None
+        return text[max(0, len(text) - max_bytes) :]
 
-    def _fence(self, host: str, epoch: int) -> None:
+    def _reach(self, host: str) -> None:
+        if host not in self.hosts:
+            raise HostError(f"host {host} is not in the cluster")
         if host in self.silent:
             raise HostError(f"{host} does not answer")
+
+    def _fence(self, host: str, epoch: int) -> None:
+        self._reach(host)
         if epoch < self.epochs.get(host, 0):
             raise FencedError(f"{host} takes no orders of epoch {epoch}")
         self.epochs[host] = epoch
+
+    def _let_drained_go(self, host: str) -> None:
+        drained = {node_id for where, node_id, _ in self.drained if where == host}
+        for (where, name), node in list(self.nodes.items()):
+            if where == host and host not in self.busy and node.node_id in drained:
+                self._exit((where, name), "drained")
+
+    def _exit(self, key: tuple[str, str], reason: str) -> None:
+        if self.nodes[key].phase is not NodePhase.EXITED:
+            self.nodes[key] = replace(self.nodes[key], phase=NodePhase.EXITED, reason=reason)
 
     # === Test methods ===
 
@@ -118,23 +165,47 @@ class FakeHosts:
         self._seen_ms.clear()
 
     def lose(self, name: str) -> None:
-        """Let a node die by itself."""
+        """Let a node die by itself; its host knows of it until it is killed."""
+        for key in list(self.nodes):
+            if key[1] == name:
+                self._exit(key, "its raylet died")
+
+    def wipe(self, name: str) -> None:
+        """Let a node vanish with everything that its host knew of it."""
         for key in list(self.nodes):
             if key[1] == name:
                 del self.nodes[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What a submitted job's driver is started with."""
+
+    job: Job
+    env: Mapping[str, str]
+    label_selector: Mapping[str, str]
 
 
 @dataclass(slots=True)
 class FakeRayJobs:
     """Ray's Jobs API; a submitted job runs until the test ends it."""
 
+    clock: ManualClock
     jobs: dict[str, RayJob] = field(default_factory=dict)
+    drivers: dict[str, Driver] = field(default_factory=dict)
     down: bool = False
 
     async def submit(self, job: Job, *, env: Mapping[str, str], label_selector: Mapping[str, str]) -> None:
-        """Run the job."""
+        """Run the job, unless Ray knows it already."""
         self._check()
-        self.jobs.setdefault(job.ray_id, RayJob(job.ray_id, JobStatus.RUNNING, "running"))
+        if job.ray_id not in self.jobs:
+            asked = job.resources.get("entrypoint_label_selector", {})
+            self.drivers[job.ray_id] = Driver(
+                job, {**job.runtime_env.get("env_vars", {}), **env}, {**asked, **label_selector}
+            )
+            self.jobs[job.ray_id] = RayJob(
+                job.ray_id, JobStatus.RUNNING, "running", started_ms=self.clock.now_ms()
+            )
 
     async def list(self) -> Mapping[str, RayJob]:
         """Return all jobs."""
@@ -143,15 +214,25 @@ class FakeRayJobs:
 
     async def stop(self, ray_id: str) -> bool:
         """Stop a job at once."""
-        self._check()
-        if self.jobs[ray_id].status.is_terminal:
+        if self._known(ray_id).status.is_terminal:
             return False
-        self.jobs[ray_id] = RayJob(ray_id, JobStatus.STOPPED, "stopped by the user")
+        self.end(ray_id, JobStatus.STOPPED, "stopped by the user")
         return True
 
     async def delete(self, ray_id: str) -> None:
         """Forget a job."""
+        self._check()
+        known = self.jobs.get(ray_id)
+        if known is not None and not known.status.is_terminal:
+            raise ConflictError(f"job {ray_id} is still running")
         self.jobs.pop(ray_id, None)
+
+    def _known(self, ray_id: str) -> RayJob:
+        self._check()
+        try:
+            return self.jobs[ray_id]
+        except KeyError:
+            raise NotFoundError(f"there is no job {ray_id}") from None
 
     def _check(self) -> None:
         if self.down:
@@ -159,9 +240,17 @@ class FakeRayJobs:
 
     # === Test methods ===
 
-    def end(self, ray_id: str, status: JobStatus, message: str = "") -> None:
+    def end(
+        self, ray_id: str, status: JobStatus, message: str = "", *, driver_exit_code: int | None = None
+    ) -> None:
         """Let a job end."""
-        self.jobs[ray_id] = RayJob(ray_id, status, message)
+        self.jobs[ray_id] = replace(
+            self.jobs[ray_id],
+            status=status,
+            message=message,
+            ended_ms=self.clock.now_ms(),
+            driver_exit_code=driver_exit_code,
+        )
 
 
 @dataclass(slots=True)
@@ -169,30 +258,79 @@ class FakeServing:
     """Serve, whose applications run at once."""
 
     applied: dict[str, tuple[Service, ModelVersion, Lease]] = field(default_factory=dict)
+    deployed: dict[str, int] = field(default_factory=dict)
+    """How often each application was deployed, the first time and each time that it had changed."""
     failing: set[str] = field(default_factory=set)
+    down: bool = False
+    _specs: dict[str, object] = field(default_factory=dict)
+    """What Serve was told of each application that runs."""
 
     async def open(self) -> None:
-        """Do nothing: the farm's own application is not shown."""
+        """Run the farm's own application if nothing runs."""
+        self._check()
+        if not self._specs:
+            self._run({})
 
     async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
-        """Run exactly these."""
+        """Run the farm's own application and exactly these."""
+        self._check()
         self.applied = {each[0].app_name: each for each in services}
+        self._run({name: _spec(*each) for name, each in self.applied.items()})
 
     async def apps(self) -> Mapping[str, ServeApp]:
         """Return what runs."""
+        self._check()
         return {
-            name: ServeApp(name, name not in self.failing, name in self.failing, "broken")
-            for name in self.applied
+            name: ServeApp(
+                name, name not in self.failing, name in self.failing, "broken" if name in self.failing else ""
+            )
+            for name in self._specs
         }
+
+    def _run(self, specs: Mapping[str, object]) -> None:
+        wanted = {FRONT_DOOR: "the farm's own", **specs}
+        for name, spec in wanted.items():
+            if self._specs.get(name) != spec:
+                self.deployed[name] = self.deployed.get(name, 0) + 1
+        self._specs = wanted
+
+    def _check(self) -> None:
+        if self.down:
+            raise UnavailableError("Serve is down")
+
+
+def _spec(service: Service, model: ModelVersion, lease: Lease) -> object:
+    """Return what of a service Serve is told: all else may change without its being touched."""
+    return service.import_path, model.uri, service.replicas, service.milli_gpus, lease.id
 
 
 @dataclass
 class FakeWatch:
-    """A watch that finds what the test puts in."""
+    """A watch that finds the jobs that the test lets escape, and stops them."""
 
-    found: list[Event] = field(default_factory=list)
+    clock: ManualClock
+    ray_jobs: RayJobs
+    escaped: dict[str, str] = field(default_factory=dict)
+    """By ray_id: the lease that each has left."""
 
     async def sweep(self, leases: Sequence[Lease]) -> Sequence[Event]:
-        """Return and forget what was put in."""
-        found, self.found = self.found, []
-        return found
+        """Stop what has escaped; what cannot be stopped is found again."""
+        tenants = {lease.id: lease.tenant for lease in leases}
+        events = []
+        for ray_id, lease_id in list(self.escaped.items()):
+            message = f"work of job {ray_id} belongs to lease {lease_id} but runs elsewhere; it was stopped"
+            events.append(
+                Event(self.clock.now_ms(), "watch.stopped", ray_id, tenants.get(lease_id), "steward", message)
+            )
+            try:
+                await self.ray_jobs.stop(ray_id)
+                del self.escaped[ray_id]
+            except CloudfarmError as error:
+                log.warning("job %s strays and cannot be stopped just now: %s", ray_id, error)
+        return events
+
+    # === Test methods ===
+
+    def escape(self, ray_id: str, lease_id: str) -> None:
+        """Let a job put work outside its lease."""
+        self.escaped[ray_id] = lease_id

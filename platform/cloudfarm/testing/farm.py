@@ -29,14 +29,16 @@ class MemoryFarm:
     store: MemoryStore = field(default_factory=MemoryStore)
     artifacts: MemoryArtifacts = field(default_factory=MemoryArtifacts)
     hosts: FakeHosts = field(init=False)
-    ray_jobs: FakeRayJobs = field(default_factory=FakeRayJobs)
+    ray_jobs: FakeRayJobs = field(init=False)
     serving: FakeServing = field(default_factory=FakeServing)
-    watch: FakeWatch = field(default_factory=FakeWatch)
+    watch: FakeWatch = field(init=False)
     steward: Steward = field(init=False)
     limit_milli_gpus: int = 4000
 
     def __post_init__(self) -> None:
         self.hosts = FakeHosts(self.clock, {name: make_host(name) for name in ("h0", "h1")})
+        self.ray_jobs = FakeRayJobs(self.clock)
+        self.watch = FakeWatch(self.clock, self.ray_jobs)
         self.steward = self.new_steward()
 
     def new_steward(self) -> Steward:
