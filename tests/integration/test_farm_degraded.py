@@ -14,6 +14,7 @@ from .test_farm_jobs import seen
 
 @pytest.mark.own_farm
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("farm")  # without namespaces a farm sees the processes of another one beside it
 def test_without_namespaces_jobs_stay_in_their_leases_and_the_lease_says_what_is_not_enforced(
     postgres,
 ) -> None:

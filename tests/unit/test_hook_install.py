@@ -296,14 +296,23 @@ def test_driver_finds_only_the_raylet_of_its_own_temp_dir(monkeypatch, tmp_path)
     running = [raylet("head", "head"), raylet("mine", "a1"), raylet("near", "a10"), *others]
     monkeypatch.setattr(psutil, "process_iter", lambda _attrs: running)
     monkeypatch.setenv("CLOUDFARM_NODE_SESSION", f"{tmp_path}/a1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:7000")
     services = SimpleNamespace(
-        find_node_ids=None, _is_raylet_process=lambda command: command[0].endswith("raylet")
+        find_node_ids=None,
+        find_gcs_addresses=lambda: {"127.0.0.1:6379", "127.0.0.1:7000"},
+        _is_raylet_process=lambda command: command[0].endswith("raylet"),
     )
     defaults.join_own_raylet(services)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # as Ray does before it looks
     assert services.find_node_ids() == {"mine"}
+    assert services.find_gcs_addresses() == {"127.0.0.1:7000"}
 
 
 def test_fallback_without_a_temp_dir_is_refused(monkeypatch):
     monkeypatch.delenv("CLOUDFARM_NODE_SESSION", raising=False)
     with pytest.raises(HookError, match="CLOUDFARM_NODE_SESSION"):
+        defaults.join_own_raylet(SimpleNamespace())
+    monkeypatch.setenv("CLOUDFARM_NODE_SESSION", "somewhere")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(HookError, match="RAY_ADDRESS"):
         defaults.join_own_raylet(SimpleNamespace())

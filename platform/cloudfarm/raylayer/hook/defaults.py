@@ -28,16 +28,20 @@ def join_own_raylet(services: Any) -> None:
     """Make a driver attach to the raylet of its own lease node, where it can see those of the whole host.
 
     `ray.init()` looks at all raylets of the process table and prefers the head's. Each lease node has a temp
-    dir of its own, so the raylet's command line tells them apart.
+    dir of its own, so the raylet's command line tells them apart. And what starts a job's driver looks for
+    any cluster on the host, although its environment names the one that it belongs to.
 
     Raises:
-        HookError: `CLOUDFARM_NODE_SESSION` is missing, or Ray finds raylets in a way that the hook does not
-        know.
+        HookError: `CLOUDFARM_NODE_SESSION` or the cluster's address is missing, or Ray finds raylets in a way
+        that the hook does not know.
     """
-    temp_dir = os.environ.get("CLOUDFARM_NODE_SESSION")
+    temp_dir, address = os.environ.get("CLOUDFARM_NODE_SESSION"), os.environ.get("RAY_ADDRESS")
     if not temp_dir:
         raise HookError("CLOUDFARM_NO_PIDNS=1 needs CLOUDFARM_NODE_SESSION: the temp dir of this lease node")
-    if not all(hasattr(services, name) for name in ("find_node_ids", "_is_raylet_process")):
+    if not address:
+        raise HookError("CLOUDFARM_NO_PIDNS=1 needs RAY_ADDRESS: the cluster that this lease node is in")
+    known = ("find_node_ids", "_is_raylet_process", "find_gcs_addresses")
+    if not all(hasattr(services, name) for name in known):
         raise HookError("ray._private.services has changed: the driver could join another lease's raylet")
     home = Path(temp_dir).resolve()
 
@@ -57,4 +61,10 @@ def join_own_raylet(services: Any) -> None:
                 found.add(flags["node_id"])
         return found
 
+    def find_own_gcs_address() -> set[str]:
+        """Return the address of the cluster that this lease node is in."""
+        return {address}
+
+    find_own_gcs_address.cache_clear = lambda: None  # type: ignore[attr-defined] # Ray calls it
     services.find_node_ids = find_own_node_id
+    services.find_gcs_addresses = find_own_gcs_address
