@@ -26,7 +26,7 @@ import cloudfarm
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.own_farm, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.own_farm, pytest.mark.timeout(400)]
 
 SCRIPTS = Path(__file__).parent / "hook_jobs"
 PORTS = range(22000, 22900, 400)
@@ -105,7 +105,7 @@ class Farm:
                 namespace_of=head if lease == "B" else None,
             )
         logs = [self.root / f"{name}.log" for name in ("a1", "a2", "b1", "u1")]
-        _until(lambda: all(b"Ray runtime started" in log.read_bytes() for log in logs), 90, "the lease nodes")
+        _until(lambda: all(b"Ray runtime started" in log.read_bytes() for log in logs), 240, "the lease nodes")
 
     def submit(self, lease: str, *entrypoint: str, args: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Submit a job by the stock command line and leave it running."""
