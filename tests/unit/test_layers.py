@@ -36,6 +36,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # What the thin jobs and services call: usable under plain Ray, without a farm.
     "training": {"training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors"},
     "inference": {"inference", "training", "errors", "ray", "torch", "numpy", "pydantic"},
+    # The decisions on a virtual clock; nothing of the live farm but what decides.
+    "simulate": {"domain", "errors", "scheduler", "steward", "simulate", "numpy"},
     # The edges: they put the parts together.
     "container": {
         *CORE, "settings", "steward", "store", "raylayer", "api", "artifacts",
