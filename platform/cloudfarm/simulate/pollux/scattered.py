@@ -45,9 +45,8 @@ def around(points: Integers, place: tuple[int, ...]) -> dict[int, Fraction]:
     Raises:
         InvalidInputError: the place is outside the hull of the points.
     """
-    offsets = (points - np.array(place, dtype=np.int64)).astype(
-        object
-    )  # Python's integers: no product overflows
+    # As Python's integers: no product overflows.
+    offsets = (points - np.array(place, dtype=np.int64)).astype(object)
     count, rows = len(points), len(place) + 1
     columns = np.vstack([np.ones((1, count), dtype=object), offsets.T])
     distances = (offsets**2).sum(axis=1)
