@@ -203,15 +203,16 @@ def test_gpus_of_a_complete_job_stay_taken_until_the_next_round(tmp_path):
     assert outcome.mean_completion_s == (285 + 525) / 2
 
 
-def test_who_completes_just_after_a_round_was_still_there_in_it(tmp_path):
+@pytest.mark.parametrize("step_s", ["1.052", "1.0500001"])
+def test_who_completes_just_after_a_round_was_still_there_in_it(tmp_path, step_s):
     # 90 + 2 x 105.2 s: each epoch's end is rounded down, so it completes on paper at 300, in truth after the round.
-    slow = TOY["traces/toy/placements.csv"].replace("1,10,1.0,", "1,10,1.052,")
+    slow = TOY["traces/toy/placements.csv"].replace("1,10,1.0,", f"1,10,{step_s},")
     files = toy(tmp_path, **{"traces/toy/placements.csv": slow})
     outcome = run(
         files, Submission("a", 5, "toy", 1, 10), Submission("b", 5, "toy", 1, 10), hosts=(1,), restart_s=30
     )
     assert outcome.jobs[0].completed_s == 90 + 105 + 105 == 300
-    assert outcome.jobs[1].completed_s == 360 + 30 + 210  # not in the round at 300: the event is at 300.2
+    assert outcome.jobs[1].completed_s == 360 + 30 + 210  # not in the round at 300
 
 
 def test_who_completes_just_before_a_round_is_gone_in_it(tmp_path):

@@ -52,12 +52,10 @@ class Tiresias:
         return _place(hosts, {name: jobs[name] for name in running}, kept)
 
     def _forget(self, jobs: Mapping[str, int]) -> None:
-        gone = self._attained_gpu_s.keys() - jobs.keys()
-        for name in gone:
+        for name in self._attained_gpu_s.keys() - jobs.keys():
             del self._attained_gpu_s[name]
             for queue in self._queues:
                 queue.pop(name, None)
-        self._running -= gone
 
     def _count(self, now_s: int, jobs: Mapping[str, int]) -> None:
         """Charge what ran since the last round, let in what is new, and move down who has had enough."""
