@@ -24,6 +24,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "ports": {"domain", "errors"},
     "settings": {"pydantic", "pydantic_settings"},
     "steward": {*CORE, "steward"},
+    "scheduler": {"domain", "errors", "scheduler", "steward.view", "numpy"},
+    "simulate": {"domain", "errors", "scheduler", "steward", "simulate", "numpy"},
     "usecases": {*CORE, "usecases", "settings"},
     # What implements the ports, and what is called from outside. None of these knows another.
     "store": {*CORE, "store", "sqlalchemy", "alembic"},

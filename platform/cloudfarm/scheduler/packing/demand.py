@@ -1,0 +1,94 @@
+"""What the farm's own requests say about those to come: counted as they arrive, never known beforehand."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloudfarm.domain.quantities import MILLI
+from cloudfarm.scheduler.packing.prices import Floats, worth_of_pieces
+from cloudfarm.scheduler.packing.shapes import Request
+
+HALF_LIFE = 10_000
+"""Requests after which a request counts half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of future requests."""
+
+    pieces: Floats
+    """Worth of a free piece of a GPU, in milli, by its size in milli (0..1000)."""
+    gangs: Floats
+    """Worth of so many wholly free GPUs on one node for requests of several GPUs, in milli."""
+    mean: Floats
+    """What is wanted beside one GPU. Two rows: milli-CPUs, MiB."""
+    variance: Floats
+    """What each further GPU adds to the variance of that. Two rows."""
+    gpu_of_one: Floats
+    """Milli-GPUs that go with one milli-CPU, and with one MiB: 1000 / mean, or 0 while nothing is known. Two rows."""
+
+
+@dataclass(slots=True)
+class Demand:
+    """Counts of the requests seen, old ones fading."""
+
+    seen: float = 0.0
+    """Requests, faded."""
+    shares: dict[int, float] = field(default_factory=dict)
+    """Requests by milli of one GPU."""
+    gangs: dict[int, float] = field(default_factory=dict)
+    """Requests by number of GPUs, from two on."""
+    _sums: Floats = field(default_factory=lambda: np.zeros((4, 2)))
+    """Over requests with GPUs, x GPUs and y milli-CPUs (or MiB): x^2, y, y^2 and xy. ``_gpus`` is that of x."""
+    _gpus: float = 0.0
+    _fresh: int = 0
+    """Requests since the last outlook."""
+
+    def learn(self, request: Request) -> None:
+        """Count one request. To be called once for each, however often it is tried."""
+        self.seen += 1
+        self._fresh += 1
+        if not request.num_gpu:
+            return
+        if request.is_share:
+            self.shares[request.gpu_milli] = self.shares.get(request.gpu_milli, 0) + 1
+        elif request.num_gpu > 1:
+            self.gangs[request.num_gpu] = self.gangs.get(request.num_gpu, 0) + 1
+        gpus = request.total_milli / MILLI
+        cpu, memory = request.cpu_milli, request.memory_mib
+        self._gpus += gpus
+        self._sums += (
+            (gpus * gpus, gpus * gpus),
+            (cpu, memory),
+            (cpu * cpu, memory * memory),
+            (gpus * cpu, gpus * memory),
+        )
+
+    @property
+    def is_news(self) -> bool:
+        """Whether half of what is known was not known at the last outlook."""
+        return 2 * self._fresh >= self.seen > 0
+
+    def outlook(self, most_gpus: int) -> Outlook:
+        """Return what to expect, for nodes of up to so many GPUs; let what was counted before fade."""
+        counts = np.arange(most_gpus + 1)
+        gangs = np.zeros(most_gpus + 1)
+        for size, number in sorted(self.gangs.items()):
+            gangs += number / self.seen * MILLI * size * (counts // size)
+        mean, variance, gpu_of_one = np.zeros((3, 2, 1))
+        if self._gpus:
+            xx, y, yy, xy = self._sums[:, :, None]
+            mean = y / self._gpus
+            variance = np.maximum(yy - 2 * mean * xy + mean * mean * xx, 0) / self._gpus
+            np.divide(MILLI, mean, out=gpu_of_one, where=mean > 0)
+        self._fade(0.5 ** (self._fresh / HALF_LIFE))
+        self._fresh = 0
+        return Outlook(worth_of_pieces(self.shares), gangs, mean, variance, gpu_of_one)
+
+    def _fade(self, factor: float) -> None:
+        self.seen *= factor
+        self._gpus *= factor
+        self._sums *= factor
+        for counts in (self.shares, self.gangs):
+            for size in counts:
+                counts[size] *= factor

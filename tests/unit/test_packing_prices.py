@@ -1,0 +1,110 @@
+"""Prices of sizes and the worth of pieces, on demands small enough to solve by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudfarm.scheduler.packing.demand import HALF_LIFE, Demand
+from cloudfarm.scheduler.packing.prices import MAX_SIZES, worth_of_pieces
+from cloudfarm.scheduler.packing.shapes import Request
+
+demands = st.dictionaries(
+    st.integers(1, 999), st.floats(0.001, 1e6), max_size=12
+)  # sizes and how often each is asked for
+
+
+def at(demand, *pieces):
+    worth = worth_of_pieces(demand)
+    return [round(float(worth[piece]), 6) for piece in pieces]
+
+
+def test_without_shares_only_whole_gpus_are_worth_something():
+    assert at({}, 0, 1, 999, 1000) == [0, 0, 0, 1000]
+
+
+def test_a_size_beside_which_nothing_fits_costs_the_whole_gpu():
+    assert at({810: 5}, 190, 809, 810, 999, 1000) == [0, 0, 1000, 1000, 1000]
+
+
+def test_halves_cost_half_a_gpu_however_small_they_are():
+    assert at({470: 1}, 469, 470, 530, 939, 940) == [0, 500, 500, 500, 1000]
+
+
+def test_a_size_that_always_finds_a_gap_is_free():
+    # Two of 600 for each 400: every second GPU with a 600 has a gap for a 400 that nobody wants.
+    assert at({600: 2, 400: 1}, 400, 600, 800) == [0, 1000, 1000]
+
+
+def test_a_size_that_must_share_with_its_like_has_its_part_of_a_gpu():
+    # Four of 400 for each 600: one 400 lies beside the 600, the others in pairs.
+    assert at({600: 1, 400: 4}, 400, 600, 800) == [500, 500, 1000]
+
+
+def test_more_sizes_than_are_priced_are_no_trouble():
+    worth = worth_of_pieces(dict.fromkeys(range(300, 300 + 2 * MAX_SIZES), 1.0))
+    assert worth[1000] == 1000
+
+
+@given(demands)
+def test_worth_grows_with_the_piece_and_no_way_of_cutting_a_gpu_is_worth_more_than_it(demand):
+    worth = worth_of_pieces(demand)
+    assert worth[0] == 0
+    assert worth[1000] == 1000
+    assert (np.diff(worth) >= -1e-6).all()
+    for first, second in itertools.combinations_with_replacement(sorted(demand), 2):
+        if first + second <= 1000:
+            assert worth[first] + worth[second] <= worth[first + second] + 1e-6
+
+
+@given(demands.filter(bool))
+def test_the_prices_are_those_of_the_best_cutting(demand):
+    # Weak duality: at these prices what is asked for is worth no more GPUs than any cutting needs, such as first fit.
+    worth = worth_of_pieces(demand)
+    by_itself = sum(number / (1000 // size) for size, number in demand.items())
+    at_least = sum(number * size / 1000 for size, number in demand.items())
+    value = sum(number * float(worth[size]) / 1000 for size, number in demand.items())
+    assert at_least * (1 - 1e-6) <= value <= by_itself * (1 + 1e-6)
+
+
+def test_a_need_is_the_mean_of_one_gpu_and_what_varies_beyond_it():
+    demand = Demand()
+    for cpu, gpus in ((8000, 1), (16000, 1), (48000, 4)):
+        demand.learn(Request(cpu, 1000 * gpus, gpus, 1000))
+    outlook = demand.outlook(8)
+    assert outlook.mean[:, 0] == pytest.approx([12000, 1000])
+    assert outlook.variance[:, 0] == pytest.approx([(4000**2 + 4000**2 + 0) / 6, 0], abs=1e-3)
+
+
+def test_requests_without_gpus_say_nothing_of_what_is_needed_beside_a_gpu():
+    demand = Demand()
+    demand.learn(Request(64000, 9999))
+    assert demand.outlook(8).mean.tolist() == [[0], [0]]
+
+
+def test_gangs_are_worth_whole_groups_of_free_gpus():
+    demand = Demand()
+    for gpus in (4, 1, 1, 1):
+        demand.learn(Request(1, 1, gpus, 1000))
+    assert demand.outlook(8).gangs.tolist() == [0, 0, 0, 0, 1000, 1000, 1000, 1000, 2000]
+
+
+def test_it_is_news_when_as_much_was_learned_as_was_known():
+    demand, looks = Demand(), []
+    for number in range(1, 101):
+        demand.learn(Request(1, 1, 1, 500))
+        if demand.is_news:
+            looks.append(number)
+            demand.outlook(1)
+    assert looks == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_the_old_fades():
+    demand = Demand()
+    for _ in range(HALF_LIFE):
+        demand.learn(Request(1, 1, 1, 500))
+    demand.outlook(1)
+    assert demand.seen == pytest.approx(HALF_LIFE / 2)
+    assert demand.shares == {500: pytest.approx(HALF_LIFE / 2)}
