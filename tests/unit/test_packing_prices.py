@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudfarm.scheduler.packing.demand import HALF_LIFE, Demand
-from cloudfarm.scheduler.packing.prices import MAX_SIZES, worth_of_pieces
+from cloudfarm.scheduler.packing.prices import MAX_SIZES, PATIENCE, best_filling, worth_of_pieces
 from cloudfarm.scheduler.packing.shapes import Request
 
 demands = st.dictionaries(
@@ -17,7 +17,7 @@ demands = st.dictionaries(
 
 
 def at(demand, *pieces):
-    worth = worth_of_pieces(demand)
+    worth = best_filling(demand)
     return [round(float(worth[piece]), 6) for piece in pieces]
 
 
@@ -44,7 +44,7 @@ def test_a_size_that_must_share_with_its_like_has_its_part_of_a_gpu():
 
 
 def test_more_sizes_than_are_priced_are_no_trouble():
-    worth = worth_of_pieces(dict.fromkeys(range(300, 300 + 2 * MAX_SIZES), 1.0))
+    worth = best_filling(dict.fromkeys(range(300, 300 + 2 * MAX_SIZES), 1.0))
     assert worth[1000] == 1000
 
 
@@ -61,8 +61,8 @@ def test_worth_grows_with_the_piece_and_no_way_of_cutting_a_gpu_is_worth_more_th
 
 @given(demands.filter(bool))
 def test_the_prices_are_those_of_the_best_cutting(demand):
-    # Weak duality: at these prices what is asked for is worth no more GPUs than any cutting needs, such as first fit.
-    worth = worth_of_pieces(demand)
+    # Weak duality: at these prices what is asked for is worth no more GPUs than any cutting needs.
+    worth = best_filling(demand)
     by_itself = sum(number / (1000 // size) for size, number in demand.items())
     at_least = sum(number * size / 1000 for size, number in demand.items())
     value = sum(number * float(worth[size]) / 1000 for size, number in demand.items())
@@ -84,11 +84,19 @@ def test_requests_without_gpus_say_nothing_of_what_is_needed_beside_a_gpu():
     assert demand.outlook(8).mean.tolist() == [[0], [0]]
 
 
-def test_gangs_are_worth_whole_groups_of_free_gpus():
+def test_a_part_of_the_worth_is_what_the_next_request_could_take():
+    # Of four requests one fits into 500 milli, which are also the best half of a GPU.
+    worth = worth_of_pieces({500: 1, 1000: 3})
+    assert worth[500] == pytest.approx(PATIENCE * 500 + (1 - PATIENCE) * 500 / 4)
+    assert worth[1000] == 1000
+
+
+def test_gangs_are_known_by_the_gpus_they_want():
     demand = Demand()
-    for gpus in (4, 1, 1, 1):
+    for gpus in (4, 1, 1, 1, 1):
         demand.learn(Request(1, 1, gpus, 1000))
-    assert demand.outlook(8).gangs.tolist() == [0, 0, 0, 0, 1000, 1000, 1000, 1000, 2000]
+    assert demand.outlook(4).gangs.tolist() == [0, 0, 0, 0, 0.5]
+    assert demand.outlook(2).gangs.tolist() == [0, 0, 0], "no node could hold them"
 
 
 def test_it_is_news_when_as_much_was_learned_as_was_known():
@@ -107,4 +115,4 @@ def test_the_old_fades():
         demand.learn(Request(1, 1, 1, 500))
     demand.outlook(1)
     assert demand.seen == pytest.approx(HALF_LIFE / 2)
-    assert demand.shares == {500: pytest.approx(HALF_LIFE / 2)}
+    assert demand.sizes == {500: pytest.approx(HALF_LIFE / 2)}

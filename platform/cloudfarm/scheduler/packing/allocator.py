@@ -11,11 +11,10 @@ from cloudfarm.errors import ConflictError
 from cloudfarm.scheduler.packing.demand import Demand, Outlook
 from cloudfarm.scheduler.packing.prices import Floats, Ints
 from cloudfarm.scheduler.packing.shapes import Node, Placement, Request
-from cloudfarm.scheduler.packing.worth import worth
+from cloudfarm.scheduler.packing.worth import worth, worth_of_blocks
 
-STEP = 40
-"""Milli-GPUs of worth that count as the same; within them the first node is taken, so that nodes fill up one by one.
-FGD's score, as released, has steps of about this size too (docs/packing.md)."""
+STEP = 10
+"""Milli-GPUs of worth that count as the same; within them the first node is taken, so that nodes fill up one by one."""
 MAX_KINDS = 1024
 """Kinds of requests whose costs are kept; 8 bytes a node each."""
 _NOWHERE = np.iinfo(np.int64).max
@@ -137,11 +136,22 @@ class Allocator:
     def _touch(self, node: int) -> None:
         self._step += 1
         self._changed[node] = self._step
+        if self._step >= self._look_at:
+            self._look_around()
 
     def _look_ahead(self) -> None:
         """Take over what the demand has taught; every cost is out of date then."""
         self._outlook: Outlook = self.demand.outlook(self.free_gpu.shape[1])
-        self._costs.clear()
+        self._blocks: Floats = np.zeros(0)
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Now and then see how scarce groups of free GPUs are; if that has changed much, costs are out of date."""
+        self._look_at = self._step + 1 + len(self._nodes) // 8
+        blocks = worth_of_blocks(self._outlook, self.free_gpu)
+        if not len(self._blocks) or (abs(blocks - self._blocks) > STEP + self._blocks / 2).any():
+            self._blocks = blocks
+            self._costs.clear()
 
     def _current_costs(self, request: Request) -> _Costs:
         costs = self._costs.get(request)
@@ -165,21 +175,23 @@ class Allocator:
 
     def _rank(self, nodes: Ints, request: Request, costs: _Costs) -> Ints:
         """Return the order of some nodes for a request: the worth each would lose, in steps, then its position."""
-        rank = np.full(len(nodes), _NOWHERE)
         need = np.array([[request.cpu_milli], [request.memory_mib]])
-        beside, free = self.free_beside[:, nodes], self.free_gpu[nodes]
-        good = free if costs.usable is None else np.where(costs.usable[nodes], free, 0)
-        fits = self._open[nodes] & (beside >= need).all(axis=0)
+        fits = self._open[nodes] & (self.free_beside[:, nodes] >= need).all(axis=0)
+        free = self.free_gpu[nodes[fits]]
+        good = free if costs.usable is None else np.where(costs.usable[nodes[fits]], free, 0)
         if request.is_share:
-            sizes = good[np.arange(len(nodes)), costs.choice[good].argmin(axis=1)]
-            fits &= sizes >= request.gpu_milli
+            sizes = good[np.arange(len(good)), costs.choice[good].argmin(axis=1)]
+            enough = sizes >= request.gpu_milli
+            sizes = sizes[enough]
         else:
-            fits &= (good == MILLI).sum(axis=1) >= request.num_gpu
-        nodes, beside, free = nodes[fits], beside[:, fits], free[fits]
+            enough = (good == MILLI).sum(axis=1) >= request.num_gpu
+        fits[fits] = enough
+        rank = np.full(len(nodes), _NOWHERE)
+        nodes, free = nodes[fits], free[enough]
+        beside = self.free_beside[:, nodes]
         pieces = self._outlook.pieces
         sellable, whole = pieces[free].sum(axis=1), (free == MILLI).sum(axis=1)
         if request.is_share:
-            sizes = sizes[fits]
             sellable_after = sellable + (pieces[sizes - request.gpu_milli] - pieces[sizes])
             whole_after = whole - (sizes == MILLI)
         else:
@@ -187,6 +199,7 @@ class Allocator:
             whole_after = whole - request.num_gpu
         before, after = worth(
             self._outlook,
+            self._blocks,
             np.concatenate((sellable, sellable_after)),
             np.concatenate((beside, beside - need), axis=1),
             np.concatenate((whole, whole_after)),

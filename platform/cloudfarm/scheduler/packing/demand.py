@@ -19,7 +19,7 @@ class Outlook:
     pieces: Floats
     """Worth of a free piece of a GPU, in milli, by its size in milli (0..1000)."""
     gangs: Floats
-    """Worth of so many wholly free GPUs on one node for requests of several GPUs, in milli."""
+    """Share of the GPUs asked for that requests for 0, 1, 2, ... GPUs want; 0 where it is not several."""
     mean: Floats
     """What is wanted beside one GPU. Two rows: milli-CPUs, MiB."""
     variance: Floats
@@ -34,8 +34,8 @@ class Demand:
 
     seen: float = 0.0
     """Requests, faded."""
-    shares: dict[int, float] = field(default_factory=dict)
-    """Requests by milli of one GPU."""
+    sizes: dict[int, float] = field(default_factory=dict)
+    """Requests with GPUs by milli of one GPU; 1000 for whole ones."""
     gangs: dict[int, float] = field(default_factory=dict)
     """Requests by number of GPUs, from two on."""
     _sums: Floats = field(default_factory=lambda: np.zeros((4, 2)))
@@ -50,9 +50,8 @@ class Demand:
         self._fresh += 1
         if not request.num_gpu:
             return
-        if request.is_share:
-            self.shares[request.gpu_milli] = self.shares.get(request.gpu_milli, 0) + 1
-        elif request.num_gpu > 1:
+        self.sizes[request.gpu_milli] = self.sizes.get(request.gpu_milli, 0) + 1
+        if request.num_gpu > 1:
             self.gangs[request.num_gpu] = self.gangs.get(request.num_gpu, 0) + 1
         gpus = request.total_milli / MILLI
         cpu, memory = request.cpu_milli, request.memory_mib
@@ -71,10 +70,10 @@ class Demand:
 
     def outlook(self, most_gpus: int) -> Outlook:
         """Return what to expect, for nodes of up to so many GPUs; let what was counted before fade."""
-        counts = np.arange(most_gpus + 1)
         gangs = np.zeros(most_gpus + 1)
-        for size, number in sorted(self.gangs.items()):
-            gangs += number / self.seen * MILLI * size * (counts // size)
+        for size, number in self.gangs.items():
+            if size <= most_gpus:
+                gangs[size] = number * size / self._gpus
         mean, variance, gpu_of_one = np.zeros((3, 2, 1))
         if self._gpus:
             xx, y, yy, xy = self._sums[:, :, None]
@@ -83,12 +82,12 @@ class Demand:
             np.divide(MILLI, mean, out=gpu_of_one, where=mean > 0)
         self._fade(0.5 ** (self._fresh / HALF_LIFE))
         self._fresh = 0
-        return Outlook(worth_of_pieces(self.shares), gangs, mean, variance, gpu_of_one)
+        return Outlook(worth_of_pieces(self.sizes), gangs, mean, variance, gpu_of_one)
 
     def _fade(self, factor: float) -> None:
         self.seen *= factor
         self._gpus *= factor
         self._sums *= factor
-        for counts in (self.shares, self.gangs):
+        for counts in (self.sizes, self.gangs):
             for size in counts:
                 counts[size] *= factor

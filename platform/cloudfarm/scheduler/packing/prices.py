@@ -5,6 +5,10 @@ linear program (Gilmore and Gomory, A Linear Programming Approach to the Cutting
 1961) every size has a price in GPUs such that no way of filling a GPU is worth more than the GPU. With prices, a free
 piece is worth the dearest set of sizes that fits in: a knapsack. Sizes that waste a whole GPU cost a whole GPU (810
 milli, where little else would fit beside), sizes that always find a gap are free.
+
+The dual takes it for granted that the fitting requests come. While they have not come the piece lies idle, the longer
+the fewer requests fit in. Therefore a small part of the worth is the piece's size times the share of requests that it
+could take: the complement of FGD's fragmentation (Weng et al., Beware of Fragmentation, USENIX ATC 2023).
 """
 
 from collections.abc import Mapping
@@ -19,6 +23,8 @@ Ints = npt.NDArray[np.int64]
 
 MAX_SIZES = 48
 """The sizes with the most demand that are priced; the others are left out. Bounds the time of a refresh."""
+PATIENCE = 0.9
+"""Part of a piece's worth that is its best filling; the rest is what the next request could take."""
 _MAX_PIVOTS = 400
 _EPSILON = 1e-9
 
@@ -27,9 +33,17 @@ def worth_of_pieces(demand: Mapping[int, float]) -> Floats:
     """Return for a free piece of 0..1000 milli of one GPU what it is worth in milli.
 
     Args:
-        demand: how often each share of one GPU (1..999 milli) is asked for, in any unit.
+        demand: how often each share of one GPU (1..999 milli), and whole GPUs (1000), are asked for, in any unit.
     """
-    popular = sorted(demand, key=lambda size: (-demand[size] * size, size))[:MAX_SIZES]
+    worth = PATIENCE * best_filling(demand) + (1 - PATIENCE) * _next_taking(demand)
+    worth[MILLI] = MILLI
+    return worth
+
+
+def best_filling(demand: Mapping[int, float]) -> Floats:
+    """Return what a piece's best filling is worth in milli, at the prices of the cutting-stock LP."""
+    shares = [size for size in demand if size < MILLI]
+    popular = sorted(shares, key=lambda size: (-demand[size] * size, size))[:MAX_SIZES]
     sizes = np.array(sorted(popular, reverse=True), dtype=np.int64)
     worth = np.zeros(MILLI + 1)
     if len(sizes):
@@ -37,6 +51,15 @@ def worth_of_pieces(demand: Mapping[int, float]) -> Floats:
         worth = _knapsack(sizes, _prices(sizes, weights / weights.sum())) * MILLI
     worth[MILLI] = MILLI
     return np.minimum(worth, MILLI)
+
+
+def _next_taking(demand: Mapping[int, float]) -> Floats:
+    """Return a piece's size times the share of requests that fit in."""
+    counts = np.zeros(MILLI + 1)
+    for size, number in demand.items():
+        counts[size] = number
+    taking: Floats = np.arange(MILLI + 1) * counts.cumsum() / max(counts.sum(), _EPSILON)
+    return taking
 
 
 def _prices(sizes: Ints, demand: Floats) -> Floats:
