@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudfarm.scheduler.packing.blocks import BLOCK, price_blocks, worth_of_blocks
 from cloudfarm.scheduler.packing.demand import HALF_LIFE, Demand
 from cloudfarm.scheduler.packing.prices import MAX_SIZES, PATIENCE, best_filling, worth_of_pieces
 from cloudfarm.scheduler.packing.shapes import Request
@@ -73,7 +74,7 @@ def test_a_need_is_the_mean_of_one_gpu_and_what_varies_beyond_it():
     demand = Demand()
     for cpu, gpus in ((8000, 1), (16000, 1), (48000, 4)):
         demand.learn(Request(cpu, 1000 * gpus, gpus, 1000))
-    outlook = demand.outlook(8)
+    outlook = demand.outlook()
     assert outlook.mean[:, 0] == pytest.approx([12000, 1000])
     assert outlook.variance[:, 0] == pytest.approx([(4000**2 + 4000**2 + 0) / 6, 0], abs=1e-3)
 
@@ -81,7 +82,7 @@ def test_a_need_is_the_mean_of_one_gpu_and_what_varies_beyond_it():
 def test_requests_without_gpus_say_nothing_of_what_is_needed_beside_a_gpu():
     demand = Demand()
     demand.learn(Request(64000, 9999))
-    assert demand.outlook(8).mean.tolist() == [[0], [0]]
+    assert demand.outlook().mean.tolist() == [[0], [0]]
 
 
 def test_a_part_of_the_worth_is_what_the_next_request_could_take():
@@ -93,10 +94,36 @@ def test_a_part_of_the_worth_is_what_the_next_request_could_take():
 
 def test_gangs_are_known_by_the_gpus_they_want():
     demand = Demand()
-    for gpus in (4, 1, 1, 1, 1):
+    for gpus in (2, 1, 1, 4, 1, 1):
         demand.learn(Request(1, 1, gpus, 1000))
-    assert demand.outlook(4).gangs.tolist() == [0, 0, 0, 0, 0.5]
-    assert demand.outlook(2).gangs.tolist() == [0, 0, 0], "no node could hold them"
+    four, two = Request(1, 1, 4, 1000), Request(1, 1, 2, 1000)
+    assert demand.outlook().gangs == ((four, 0.4), (two, 0.2))
+
+
+def blocks_of(*nodes, gangs):
+    """Price the groups on idle nodes of (model, GPUs, CPUs)."""
+    demand = Demand()
+    for gang in gangs:
+        demand.learn(gang)
+    free = np.array([[1000] * gpus + [0] * (4 - gpus) for _, gpus, _ in nodes])
+    kinds = [frozenset("A"), frozenset("B")]
+    kind = np.array(["AB".index(model) for model, _, _ in nodes])
+    beside = np.array([[cpus for *_, cpus in nodes], [1] * len(nodes)])
+    blocks = price_blocks(demand.outlook(), kinds, kind, beside, free)
+    return worth_of_blocks(blocks, kind, beside, (free == 1000).sum(axis=1)).tolist()
+
+
+def test_a_group_of_free_gpus_is_as_dear_as_it_is_scarce():
+    four = Request(8, 1, 4, 1000)
+    # Eight free GPUs in two groups of four, all wanted by gangs of four: two gangs for two groups.
+    assert blocks_of(("A", 4, 8), ("A", 4, 8), gangs=[four]) == [BLOCK, BLOCK]
+    # Half of the GPUs wanted: one gang for two groups.
+    assert blocks_of(("A", 4, 8), ("A", 4, 8), gangs=[four, *[Request(1, 1, 1, 1000)] * 4]) == [BLOCK / 2] * 2
+    # The gang would lack CPUs on the second node, and its model on the third.
+    gang = Request(8, 1, 4, 1000, frozenset("A"))
+    assert blocks_of(("A", 4, 8), ("A", 4, 7), ("B", 4, 8), gangs=[gang]) == [BLOCK, 0, 0]
+    assert blocks_of(("A", 3, 8), gangs=[four]) == [0]
+    assert blocks_of(("A", 4, 8), gangs=[]) == [0]
 
 
 def test_it_is_news_when_as_much_was_learned_as_was_known():
@@ -105,7 +132,7 @@ def test_it_is_news_when_as_much_was_learned_as_was_known():
         demand.learn(Request(1, 1, 1, 500))
         if demand.is_news:
             looks.append(number)
-            demand.outlook(1)
+            demand.outlook()
     assert looks == [1, 2, 4, 8, 16, 32, 64]
 
 
@@ -113,6 +140,6 @@ def test_the_old_fades():
     demand = Demand()
     for _ in range(HALF_LIFE):
         demand.learn(Request(1, 1, 1, 500))
-    demand.outlook(1)
+    demand.outlook()
     assert demand.seen == pytest.approx(HALF_LIFE / 2)
     assert demand.sizes == {500: pytest.approx(HALF_LIFE / 2)}

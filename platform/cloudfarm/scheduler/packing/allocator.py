@@ -8,10 +8,11 @@ import numpy.typing as npt
 
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.errors import ConflictError
+from cloudfarm.scheduler.packing.blocks import Blocks, price_blocks, worth_of_blocks
 from cloudfarm.scheduler.packing.demand import Demand, Outlook
 from cloudfarm.scheduler.packing.prices import Floats, Ints
 from cloudfarm.scheduler.packing.shapes import Node, Placement, Request
-from cloudfarm.scheduler.packing.worth import worth, worth_of_blocks
+from cloudfarm.scheduler.packing.worth import worth
 
 STEP = 10
 """Milli-GPUs of worth that count as the same; within them the first node is taken, so that nodes fill up one by one."""
@@ -58,6 +59,10 @@ class Allocator:
             self.free_gpu[position, : len(node.gpu_models)] = MILLI
             self._models[position, : len(node.gpu_models)] = node.gpu_models
         self._nodes = tuple(nodes)
+        models = [frozenset(node.gpu_models) for node in nodes]
+        self._kinds = sorted(set(models), key=sorted)
+        """Sets of GPU models that occur on one node."""
+        self._kind: Ints = np.array([self._kinds.index(each) for each in models], dtype=np.int64)
         self._open: Mask = np.ones(len(nodes), dtype=np.bool_)
         self._step = 0
         self._changed: Ints = np.zeros(len(nodes), dtype=np.int64)
@@ -141,17 +146,21 @@ class Allocator:
 
     def _look_ahead(self) -> None:
         """Take over what the demand has taught; every cost is out of date then."""
-        self._outlook: Outlook = self.demand.outlook(self.free_gpu.shape[1])
-        self._blocks: Floats = np.zeros(0)
-        self._look_around()
+        self._outlook: Outlook = self.demand.outlook()
+        self._blocks = self._priced_blocks()
+        self._costs.clear()
 
     def _look_around(self) -> None:
         """Now and then see how scarce groups of free GPUs are; if that has changed much, costs are out of date."""
-        self._look_at = self._step + 1 + len(self._nodes) // 8
-        blocks = worth_of_blocks(self._outlook, self.free_gpu)
-        if not len(self._blocks) or (abs(blocks - self._blocks) > STEP + self._blocks / 2).any():
+        blocks, old = self._priced_blocks(), self._blocks.table
+        if (abs(blocks.table - old) > STEP + old / 2).any():
             self._blocks = blocks
             self._costs.clear()
+
+    def _priced_blocks(self) -> Blocks:
+        self._look_at = self._step + 1 + len(self._nodes) // 8
+        free = self.free_gpu * self._open[:, None]
+        return price_blocks(self._outlook, self._kinds, self._kind, self.free_beside, free)
 
     def _current_costs(self, request: Request) -> _Costs:
         costs = self._costs.get(request)
@@ -187,6 +196,8 @@ class Allocator:
             enough = (good == MILLI).sum(axis=1) >= request.num_gpu
         fits[fits] = enough
         rank = np.full(len(nodes), _NOWHERE)
+        if not fits.any():
+            return rank
         nodes, free = nodes[fits], free[enough]
         beside = self.free_beside[:, nodes]
         pieces = self._outlook.pieces
@@ -197,13 +208,12 @@ class Allocator:
         else:
             sellable_after = sellable - MILLI * request.num_gpu
             whole_after = whole - request.num_gpu
-        before, after = worth(
-            self._outlook,
-            self._blocks,
-            np.concatenate((sellable, sellable_after)),
-            np.concatenate((beside, beside - need), axis=1),
-            np.concatenate((whole, whole_after)),
-        ).reshape(2, -1)
+        beside = np.concatenate((beside, beside - need), axis=1)
+        value = worth(self._outlook, np.concatenate((sellable, sellable_after)), beside)
+        if self._outlook.gangs and whole.max() > 1:
+            kind, whole = np.tile(self._kind[nodes], 2), np.concatenate((whole, whole_after))
+            value += worth_of_blocks(self._blocks, kind, beside, whole)
+        before, after = value.reshape(2, -1)
         lost = before - after
         rank[fits] = np.floor(lost / STEP).astype(np.int64) * len(self._nodes) + nodes
         return rank

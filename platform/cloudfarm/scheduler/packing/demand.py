@@ -10,6 +10,10 @@ from cloudfarm.scheduler.packing.shapes import Request
 
 HALF_LIFE = 10_000
 """Requests after which a request counts half."""
+MAX_GANGS = 6
+"""Kinds of gangs that groups of free GPUs are kept for."""
+MAX_KNOWN = 256
+"""Kinds of gangs that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +22,8 @@ class Outlook:
 
     pieces: Floats
     """Worth of a free piece of a GPU, in milli, by its size in milli (0..1000)."""
-    gangs: Floats
-    """Share of the GPUs asked for that requests for 0, 1, 2, ... GPUs want; 0 where it is not several."""
+    gangs: tuple[tuple[Request, float], ...]
+    """Requests for several GPUs, those that want most GPUs in all first, and their share of all GPUs wanted."""
     mean: Floats
     """What is wanted beside one GPU. Two rows: milli-CPUs, MiB."""
     variance: Floats
@@ -36,8 +40,8 @@ class Demand:
     """Requests, faded."""
     sizes: dict[int, float] = field(default_factory=dict)
     """Requests with GPUs by milli of one GPU; 1000 for whole ones."""
-    gangs: dict[int, float] = field(default_factory=dict)
-    """Requests by number of GPUs, from two on."""
+    gangs: dict[Request, float] = field(default_factory=dict)
+    """GPUs wanted, by request for several of them."""
     _sums: Floats = field(default_factory=lambda: np.zeros((4, 2)))
     """Over requests with GPUs, x GPUs and y milli-CPUs (or MiB): x^2, y, y^2 and xy. ``_gpus`` is that of x."""
     _gpus: float = 0.0
@@ -52,7 +56,7 @@ class Demand:
             return
         self.sizes[request.gpu_milli] = self.sizes.get(request.gpu_milli, 0) + 1
         if request.num_gpu > 1:
-            self.gangs[request.num_gpu] = self.gangs.get(request.num_gpu, 0) + 1
+            self.gangs[request] = self.gangs.get(request, 0) + request.num_gpu
         gpus = request.total_milli / MILLI
         cpu, memory = request.cpu_milli, request.memory_mib
         self._gpus += gpus
@@ -68,12 +72,13 @@ class Demand:
         """Whether half of what is known was not known at the last outlook."""
         return 2 * self._fresh >= self.seen > 0
 
-    def outlook(self, most_gpus: int) -> Outlook:
-        """Return what to expect, for nodes of up to so many GPUs; let what was counted before fade."""
-        gangs = np.zeros(most_gpus + 1)
-        for size, number in self.gangs.items():
-            if size <= most_gpus:
-                gangs[size] = number * size / self._gpus
+    def outlook(self) -> Outlook:
+        """Return what to expect; let what was counted before fade."""
+        known = sorted(
+            self.gangs.items(), key=lambda item: -item[1]
+        )  # equals stay in the order of their arrival
+        self.gangs = dict(known[:MAX_KNOWN])
+        gangs = tuple((gang, gpus / self._gpus) for gang, gpus in known[:MAX_GANGS])
         mean, variance, gpu_of_one = np.zeros((3, 2, 1))
         if self._gpus:
             xx, y, yy, xy = self._sums[:, :, None]
@@ -88,6 +93,5 @@ class Demand:
         self.seen *= factor
         self._gpus *= factor
         self._sums *= factor
-        for counts in (self.sizes, self.gangs):
-            for size in counts:
-                counts[size] *= factor
+        self.sizes = {size: number * factor for size, number in self.sizes.items()}
+        self.gangs = {gang: gpus * factor for gang, gpus in self.gangs.items()}
