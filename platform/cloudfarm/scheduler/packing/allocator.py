@@ -152,8 +152,9 @@ class Allocator:
 
     def _look_around(self) -> None:
         """Now and then see how scarce groups of free GPUs are; if that has changed much, costs are out of date."""
-        blocks, old = self._priced_blocks(), self._blocks.table
-        if (abs(blocks.table - old) > STEP + old / 2).any():
+        blocks, old = self._priced_blocks(), self._blocks
+        same_gangs = np.array_equal(blocks.need, old.need)
+        if not same_gangs or (abs(blocks.table - old.table) > STEP + old.table / 2).any():
             self._blocks = blocks
             self._costs.clear()
 

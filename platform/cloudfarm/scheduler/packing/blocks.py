@@ -12,6 +12,9 @@ from cloudfarm.scheduler.packing.prices import Floats, Ints
 BLOCK = 300
 """Milli-GPUs that a group of free GPUs is worth to gangs when there are no more such groups than gangs to come."""
 
+MAX_PRICED = 6
+"""Kinds of gangs whose groups have a price: the scarcest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
@@ -53,16 +56,18 @@ def price_blocks(
     """
     counts = np.arange(free_gpu.shape[1] + 1)
     groups = np.zeros((len(outlook.gangs), len(models), len(counts)))
+    need = np.zeros((2, len(outlook.gangs), 1), dtype=np.int64)
     for row, (gang, _) in enumerate(outlook.gangs):
         runs = [not gang.models or bool(gang.models & each) for each in models]
         groups[row] = np.outer(runs, counts // gang.num_gpu)
-    need = np.array([[(gang.cpu_milli, gang.memory_mib)] for gang, _ in outlook.gangs], dtype=np.int64)
-    unpriced = Blocks(groups, need.reshape(-1, 1, 2).T.swapaxes(1, 2))
-    there = _by_gang(unpriced, kind, beside, (free_gpu == MILLI).sum(axis=1)).sum(axis=1)
+        need[:, row, 0] = gang.cpu_milli, gang.memory_mib
+    whole = (free_gpu == MILLI).sum(axis=1)
+    there = _by_gang(Blocks(groups, need), kind, beside, whole).sum(axis=1)
     free = free_gpu.sum() / MILLI
     coming = np.array([share * free / gang.num_gpu for gang, share in outlook.gangs])
     prices = BLOCK * np.minimum(1, coming / np.maximum(there, 1))
-    return Blocks(groups * prices[:, None, None], unpriced.need)
+    dearest = np.sort(np.argsort(-prices, kind="stable")[:MAX_PRICED])
+    return Blocks(groups[dearest] * prices[dearest, None, None], need[:, dearest])
 
 
 def _by_gang(blocks: Blocks, kind: Ints, beside: Ints, whole: Ints) -> Floats:

@@ -10,10 +10,8 @@ from cloudfarm.scheduler.packing.shapes import Request
 
 HALF_LIFE = 10_000
 """Requests after which a request counts half."""
-MAX_GANGS = 6
-"""Kinds of gangs that groups of free GPUs are kept for."""
-MAX_KNOWN = 256
-"""Kinds of gangs that are remembered."""
+MAX_GANGS = 32
+"""Kinds of gangs that are expected: those that want most GPUs in all. Eight times as many are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class Demand:
         known = sorted(
             self.gangs.items(), key=lambda item: -item[1]
         )  # equals stay in the order of their arrival
-        self.gangs = dict(known[:MAX_KNOWN])
+        self.gangs = dict(known[: 8 * MAX_GANGS])
         gangs = tuple((gang, gpus / self._gpus) for gang, gpus in known[:MAX_GANGS])
         mean, variance, gpu_of_one = np.zeros((3, 2, 1))
         if self._gpus:
