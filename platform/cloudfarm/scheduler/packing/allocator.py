@@ -33,6 +33,8 @@ class _Costs:
     """Node by GPU: whether its model will do. None if all will."""
     choice: Floats
     """By free milli of a GPU: lost worth of its piece and, among equals, the tightest. Infinite where too little."""
+    need: Ints
+    """Two rows: milli-CPUs, MiB."""
     as_of: int = -1
 
 
@@ -181,12 +183,13 @@ class Allocator:
             pieces, free = self._outlook.pieces, np.arange(request.gpu_milli, MILLI + 1)
             choice[free] = pieces[free] - pieces[free - request.gpu_milli] + free * 1e-6
         usable = np.isin(self._models, list(request.models)) if request.models else None
-        return _Costs(np.empty(len(self._nodes), dtype=np.int64), usable, choice)
+        need = np.array([[request.cpu_milli], [request.memory_mib]])
+        return _Costs(np.empty(len(self._nodes), dtype=np.int64), usable, choice, need)
 
     def _rank(self, nodes: Ints, request: Request, costs: _Costs) -> Ints:
         """Return the order of some nodes for a request: the worth each would lose, in steps, then its position."""
-        need = np.array([[request.cpu_milli], [request.memory_mib]])
-        fits = self._open[nodes] & (self.free_beside[:, nodes] >= need).all(axis=0)
+        beside = self.free_beside[:, nodes]
+        fits = self._open[nodes] & (beside[0] >= request.cpu_milli) & (beside[1] >= request.memory_mib)
         free = self.free_gpu[nodes[fits]]
         good = free if costs.usable is None else np.where(costs.usable[nodes[fits]], free, 0)
         if request.is_share:
@@ -199,8 +202,7 @@ class Allocator:
         rank = np.full(len(nodes), _NOWHERE)
         if not fits.any():
             return rank
-        nodes, free = nodes[fits], free[enough]
-        beside = self.free_beside[:, nodes]
+        nodes, free, beside = nodes[fits], free[enough], beside[:, fits]
         pieces = self._outlook.pieces
         sellable, whole = pieces[free].sum(axis=1), (free == MILLI).sum(axis=1)
         if request.is_share:
@@ -209,10 +211,10 @@ class Allocator:
         else:
             sellable_after = sellable - MILLI * request.num_gpu
             whole_after = whole - request.num_gpu
-        beside = np.concatenate((beside, beside - need), axis=1)
+        beside = np.concatenate((beside, beside - costs.need), axis=1)
         value = worth(self._outlook, np.concatenate((sellable, sellable_after)), beside)
         if self._outlook.gangs and whole.max() > 1:
-            kind, whole = np.tile(self._kind[nodes], 2), np.concatenate((whole, whole_after))
+            kind, whole = self._kind[np.concatenate((nodes, nodes))], np.concatenate((whole, whole_after))
             value += worth_of_blocks(self._blocks, kind, beside, whole)
         before, after = value.reshape(2, -1)
         lost = before - after
