@@ -206,6 +206,13 @@ def test_golden_before_anything_is_known_the_first_node_is_taken():
     assert allocator.pick(share(500)) == Placement(0, (0,), share(500))
 
 
+def test_of_pieces_worth_the_same_the_tightest_is_taken():
+    allocator = farm((64, 2))
+    allocator.take(Placement(0, (0,), share(810)))
+    allocator.take(Placement(0, (1,), share(850)))
+    assert allocator.pick(share(100)).gpus == (1,)
+
+
 def test_only_the_wanted_model_is_used_on_a_mixed_node():
     allocator = Allocator([Node(64000, 1 << 20, ("A", "B", "A", "B"))])
     assert put(allocator, Request(1, 1, 2, 1000, frozenset("B"))) == (0, (1, 3))

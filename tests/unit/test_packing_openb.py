@@ -131,13 +131,13 @@ def test_a_list_without_gpus_is_refused():
 
 @pytest.mark.parametrize("policy", [FirstFit, BestFit, Fgd, ReplayPolicy])
 def test_golden_a_run_that_can_be_checked_by_hand(policy):
-    # One GPU, 1000 milli. At 1.3 GPUs of demand 600 + 400 are placed, and the last 300 have failed.
+    # One GPU. 600 milli are placed; 400 lack CPUs, at 100 % of demand; 300 are placed, at 130 %: 90 % are allocated.
     cluster = cluster_of((64000, 65536, 1, "T4"))
-    pods = [(1, 1, 1, milli, "", f"p{milli}") for milli in (600, 400, 300)]
+    pods = [(1 if milli != 400 else 99000, 1, 1, milli, "", f"p{milli}") for milli in (600, 400, 300)]
     arrays = as_arrays(cluster, in_order(cluster, pods))
     made = policy(arrays, np.random.default_rng(0) if policy is ReplayPolicy else pods)
     result = replay(cluster, pods, in_order(cluster, pods), made)
-    assert (result.allocated_percent, result.failed, result.arrivals) == (100.0, 1, 3)
+    assert (result.allocated_percent, result.failed, result.arrivals) == (90.0, 1, 3)
     assert 0 < result.mean_us <= result.p99_us
 
 
