@@ -8,7 +8,7 @@ T ?= tests
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test test-unit lint format bench lock clean
+.PHONY: help setup demo test test-unit lint format bench bench-scheduler lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ format: setup ## Format the code
 
 bench: setup ## Measure and print the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+bench-scheduler: setup ## Measure packing and completion times on public workloads
+	$(BIN)/python -m benchmarks.scheduler
+	$(BIN)/python -m benchmarks.pollux --all
 
 lock: ## Write constraints.txt anew from what .venv holds
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt

@@ -104,6 +104,14 @@ class FileArtifacts:
         info = await self._call(lambda: self._fs.get_file_info(path))
         return bool(info.type == pa_fs.FileType.File)
 
+    async def modified_ms(self, *parts: str) -> int | None:
+        """Return when a file was last written, or None if there is no such file."""
+        path = self._path(parts)
+        info = await self._call(lambda: self._fs.get_file_info(path))
+        if info.type != pa_fs.FileType.File or info.mtime_ns is None:
+            return None
+        return int(info.mtime_ns // 1_000_000)
+
     async def list(self, *parts: str) -> Sequence[str]:
         """Return the names in a folder, sorted; empty if there is none."""
         selector = pa_fs.FileSelector(self._path(parts), allow_not_found=True)

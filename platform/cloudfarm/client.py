@@ -63,6 +63,10 @@ class FarmClient:
         """Return the answer to a POST."""
         return self.request("POST", path, json=dict(body or {}))
 
+    def put(self, path: str, body: JSON) -> JSON:
+        """Return the answer to a PUT."""
+        return self.request("PUT", path, json=body)
+
     def patch(self, path: str, body: Mapping[str, Any]) -> JSON:
         """Return the answer to a PATCH."""
         return self.request("PATCH", path, json=dict(body))

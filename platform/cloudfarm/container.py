@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cloudfarm.clock import Clock, SystemClock
 from cloudfarm.domain.quantities import parse_shape
 from cloudfarm.ports import Artifacts, Store
+from cloudfarm.scheduler.queue import fair
+from cloudfarm.scheduler.rules import Rules
 from cloudfarm.settings import Settings
 from cloudfarm.steward.view import Policy
 
@@ -46,6 +48,11 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
+def rules_of(settings: Settings) -> Rules:
+    """Return the queue's knobs."""
+    return Rules(min_run_ms=settings.min_run_s * 1000, preempt_notice_ms=settings.preempt_notice_s * 1000)
+
+
 def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides: Any) -> "Steward":
     """Build a steward in a process that is connected to the cluster.
 
@@ -60,10 +67,12 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
     from cloudfarm.raylayer.ray_http import RayHttp  # noqa: PLC0415
     from cloudfarm.raylayer.serving import ServeClient  # noqa: PLC0415
     from cloudfarm.raylayer.sweeper import RayWatch  # noqa: PLC0415
+    from cloudfarm.scheduler.history import Memory  # noqa: PLC0415
     from cloudfarm.steward.act import Actor  # noqa: PLC0415
-    from cloudfarm.steward.admission import first_come  # noqa: PLC0415
+    from cloudfarm.steward.checkpoints import Checkpoints  # noqa: PLC0415
     from cloudfarm.steward.loop import Steward  # noqa: PLC0415
     from cloudfarm.steward.observe import Observer  # noqa: PLC0415
+    from cloudfarm.steward.past import Past  # noqa: PLC0415
 
     clock = clock or SystemClock()
     paths = FarmPaths.of(settings)
@@ -79,19 +88,26 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
     steward = Steward(
         store=store,
         clock=clock,
-        observer=Observer(store=store, clock=clock, hosts=hosts, ray_jobs=ray_jobs, serving=serving),
-        actor=Actor(
+        observer=Observer(
             store=store,
             clock=clock,
             hosts=hosts,
             ray_jobs=ray_jobs,
             serving=serving,
+            checkpoints=Checkpoints(artifacts),
+            past=Past(Memory(half_life_ms=int(settings.past_half_life_days * 86_400_000))),
+            default_limit_milli_gpus=parse_shape(settings.default_limit_gpus).total_milli_gpus,
+        ),
+        actor=Actor(
+            store=store,
+            hosts=hosts,
+            ray_jobs=ray_jobs,
+            serving=serving,
             artifacts=artifacts,
-            policy=policy,
             max_log_bytes=settings.max_log_bytes,
         ),
         watch=overrides.get("watch") or RayWatch(ray_jobs, clock),
-        admit=overrides.get("admit") or first_come(parse_shape(settings.default_limit_gpus).total_milli_gpus),
+        admit=overrides.get("admit") or fair(rules_of(settings), lambda view: view.quotas),
         policy=policy,
         tick_s=settings.tick_s,
         watch_s=settings.watch_s,

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.ledger import LedgerEntry
+from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.status import Event, Transition
 from cloudfarm.domain.tenant import Credential, Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
@@ -186,6 +187,20 @@ class EventRepository(Protocol):
         """Return the newest events, newest first."""
 
 
+class QuotaRepository(Protocol):
+    """The farm's quotas: one tree, stored whole, since a part of one may be no tree."""
+
+    async def list(self) -> Sequence[Quota]:
+        """Return all quotas by id."""
+
+    async def replace_all(self, quotas: Sequence[Quota]) -> None:
+        """Store these instead of all that there are; who does so at the same time waits.
+
+        Raises:
+            AlreadyExistsError: if an id is given twice.
+        """
+
+
 class UnitOfWork(Protocol):
     """One transaction: nothing is kept unless :meth:`commit` is called. Never held across a Ray or network call."""
 
@@ -197,6 +212,7 @@ class UnitOfWork(Protocol):
     models: ModelRepository
     ledger: LedgerRepository
     events: EventRepository
+    quotas: QuotaRepository
 
     async def __aenter__(self) -> Self:
         """Begin."""
@@ -340,6 +356,9 @@ class Artifacts(Protocol):
 
     async def exists(self, *parts: str) -> bool:
         """Whether there is such a file."""
+
+    async def modified_ms(self, *parts: str) -> int | None:
+        """Return when a file was last written, or None if there is no such file."""
 
     async def list(self, *parts: str) -> Sequence[str]:
         """Return the names in a folder, sorted; empty if there is none."""

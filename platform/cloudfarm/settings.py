@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     """How long lease nodes may take to come up."""
     notice_s: int = Field(default=60, ge=0)
     """How long before its time limit a lease is told and its nodes drained."""
+    min_run_s: int = Field(default=600, ge=0)
+    """How long a lease runs at least before what it borrows may be taken back."""
+    preempt_notice_s: int = Field(default=60, ge=1)
+    """How long before it is stopped a preempted lease is told and its nodes drained."""
+    past_half_life_days: float = Field(default=7.0, gt=0, le=3650)
+    """After how long past use counts half when borrowers are compared."""
     host_lost_s: int = Field(default=60, ge=5)
     """How long a host may be silent before its lease nodes count as gone."""
     default_hours: str = "4"

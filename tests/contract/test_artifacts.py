@@ -70,6 +70,17 @@ async def test_list(artifacts: Artifacts):
     assert await artifacts.list("tenants") == ["alpha"]
 
 
+async def test_when_a_file_was_written(artifacts: Artifacts):
+    assert await artifacts.modified_ms(*HERE, "a.zip") is None
+    await put(artifacts, "a.zip", b"x")
+    first_ms = await artifacts.modified_ms(*HERE, "a.zip")
+    assert first_ms is not None
+    assert first_ms > 1_500_000_000_000  # milliseconds since 1970
+    await put(artifacts, "a.zip", b"y")
+    assert (await artifacts.modified_ms(*HERE, "a.zip") or 0) >= first_ms
+    assert await artifacts.modified_ms(*HERE) is None  # a folder
+
+
 async def test_delete_files_and_folders_and_nothing(artifacts: Artifacts):
     await put(artifacts, "a", b"x")
     await put(artifacts, "b", b"x")

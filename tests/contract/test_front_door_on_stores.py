@@ -41,6 +41,26 @@ async def test_a_day_of_a_tenant(door: FrontDoor):
     assert (await door.call("operator", "GET", "/v1/farm")).json()["host_list"][0]["id"] == "h0"
 
 
+async def test_quotas(door: FrontDoor):
+    tree = [
+        {"id": "energy", "guarantee": {"gpus": 4}},
+        {"id": "alpha", "parent": "energy", "limit": {"gpus": "1.5"}},
+    ]
+    for _ in range(2):
+        answer = await door.call("operator", "PUT", "/v1/quotas", json=tree)
+        assert answer.status_code == 200, answer.text
+    await door.start_lease((await door.lease(gpus="0.5", project="wind"))["id"])
+    found = (await door.call("alpha.viewer", "GET", "/v1/quotas")).json()
+    assert [(row["id"], row["limit"]["milli_gpus"]) for row in found["in_force"]] == [
+        ("energy", None),
+        ("alpha", 1500),
+        ("alpha/wind", None),
+    ]
+    assert [row["held"] and row["held"]["milli_gpus"] for row in found["in_force"]] == [None, 500, 500]
+    refused = await door.call("alpha.member", "POST", "/v1/leases", json={"gpus": "2x1", "project": "wind"})
+    assert_problem(refused, 422, "limit_exceeded")
+
+
 NAMES = ["%00", "a%00b", "%ff", "%F0%9F%92%A9", "x" * 3000, "';--", "a%0Ab", "%ED%A0%80"]
 
 

@@ -1,6 +1,7 @@
 """The schema of both databases: its migrations, and what the database itself refuses."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ async def tables(url):
     await engine.dispose()
     await other.dispose()
     return set(names)
+
+
+FIRST_LEASE = """
+INSERT INTO leases
+    (id, tenant, owner, name, kind, ask, created_ms, status, target, slices, message, segment, version)
+VALUES (
+    'l1', 'kaist', 'kim', 'dev', 'manual',
+    '{"shape": {"count": 2, "milli_gpus": 500}, "cpus": 4, "memory_bytes": 1, "duration_ms": 1,
+      "gpu_model": null, "distinct_gpus": true}',
+    10, 'WAITING', 'RUN', '[]', 'queued', 0, 3
+)
+"""
+"""As the first version stored one."""
 
 
 class TestMigrations:
@@ -83,16 +97,34 @@ class TestMigrations:
         assert await tables(empty_url) == set()
 
     async def test_another_schema_is_not_opened(self, empty_url):
-        with pytest.raises(UnavailableError, match="empty, not 0001"):
+        with pytest.raises(UnavailableError, match=f"empty, not {schema.HEAD}"):
             await SqlStore.open(empty_url)
         await migrate(empty_url)
         await run(empty_url, "UPDATE alembic_version SET version_num = '0000'")
-        with pytest.raises(UnavailableError, match="0000, not 0001"):
+        with pytest.raises(UnavailableError, match=f"0000, not {schema.HEAD}"):
             await SqlStore.open(empty_url)
 
     def test_the_newest_revision_is_the_one_that_is_asked_for(self):
         scripts = ScriptDirectory(str(Path(schema.__file__).parent / "migrations"))
         assert scripts.get_current_head() == schema.HEAD
+
+    async def test_what_the_first_schema_holds_goes_on_in_the_next(self, empty_url):
+        await schema.with_alembic(empty_url, lambda config: command.upgrade(config, "0001"))
+        await run(
+            empty_url,
+            "INSERT INTO tenants (id, title, created_ms) VALUES ('kaist', 'KAIST', 1)",
+            FIRST_LEASE,
+        )
+        await migrate(empty_url)
+        store = await SqlStore.open(empty_url)
+        (lease,) = await look(store, lambda uow: uow.leases.list())
+        assert (lease.id, lease.version, lease.project, lease.preempted_ms) == ("l1", 3, "", None)
+        assert (lease.ask.shape.total_milli_gpus, lease.ask.priority) == (1000, 0)
+        await keep(store, lambda uow: uow.leases.update(replace(lease, project="wind", preempted_ms=5)))
+        found = await look(store, lambda uow: uow.leases.get("l1"))
+        assert (found.project, found.preempted_ms) == ("wind", 5)
+        assert await look(store, lambda uow: uow.quotas.list()) == []
+        await store.close()
 
 
 CHANGES = [

@@ -55,6 +55,8 @@ FULL_LEASE = make_lease(
     ended_ms=16,
     reason=EndReason.NODE_LOST,
     message='lines\nand "quotes" \\ ☂',
+    project="바람-1",
+    preempted_ms=2**41,
     segment=3,
     version=9,
 )

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class RunningFarm:
     state: Path
     port: int
     port_base: int
+    more_env: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -51,6 +52,7 @@ class RunningFarm:
             "CLOUDFARM_STATE_DIR": str(self.state),
             "CLOUDFARM_NOTICE_S": "2",
             "COLUMNS": "400",
+            **self.more_env,
             **more,
         }
 
@@ -177,9 +179,12 @@ class Tenant:
 
     def hold(self, gpus: str, **more: Any) -> dict[str, Any]:
         """Request a lease and wait until it is active."""
+        return self.wait_lease(self.ask(gpus, **more)["id"], "ACTIVE")
+
+    def ask(self, gpus: str, **more: Any) -> dict[str, Any]:
+        """Request a lease."""
         with self.client as client:
-            lease = client.post("/v1/leases", {"gpus": gpus, "hours": 1, **more})
-        return self.wait_lease(lease["id"], "ACTIVE")
+            return client.post("/v1/leases", {"gpus": gpus, "hours": 1, **more})
 
     def lease(self, lease_id: str) -> dict[str, Any]:
         with self.client as client:

@@ -105,7 +105,9 @@ class Farm:
                 namespace_of=head if lease == "B" else None,
             )
         logs = [self.root / f"{name}.log" for name in ("a1", "a2", "b1", "u1")]
-        _until(lambda: all(b"Ray runtime started" in log.read_bytes() for log in logs), 240, "the lease nodes")
+        _until(
+            lambda: all(b"Ray runtime started" in log.read_bytes() for log in logs), 240, "the lease nodes"
+        )
 
     def submit(self, lease: str, *entrypoint: str, args: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Submit a job by the stock command line and leave it running."""

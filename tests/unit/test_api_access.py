@@ -19,6 +19,7 @@ FOR_OPERATORS = {
     ("PATCH", "/v1/tenants/{tenant}"),
     ("PATCH", "/v1/hosts/{host}"),
     ("DELETE", "/v1/hosts/{host}"),
+    ("PUT", "/v1/quotas"),
 }
 FOR_VIEWERS = {("POST", "/v1/session")}
 """Routes that a viewer may use although their method is not GET."""
@@ -27,6 +28,7 @@ BODIES = {
     ("POST", "/v1/tenants"): {"id": "gamma"},
     ("PATCH", "/v1/tenants/{tenant}"): {"title": "changed"},
     ("PATCH", "/v1/hosts/{host}"): {"cordoned": True},
+    ("PUT", "/v1/quotas"): [{"id": "alpha"}],
     ("POST", "/v1/tokens"): {"user": "eve", "role": "viewer"},
     ("POST", "/v1/keys"): {"user": "robot"},
     ("POST", "/v1/leases"): {"gpus": "0.5"},

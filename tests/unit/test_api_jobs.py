@@ -83,6 +83,20 @@ async def test_where_the_shape_comes_from(door: FrontDoor, fields, shape, cpus):
     assert (str(lease.ask.shape), lease.ask.cpus) == (shape, cpus)
 
 
+async def test_project_and_priority_come_from_the_metadata(door: FrontDoor):
+    job = await door.job(await door.submit(metadata={"project": "wind", "priority": "7"}))
+    async with door.store.begin(write=False) as uow:
+        lease = await uow.leases.get(job.lease_id)
+    assert (lease.project, lease.ask.priority) == ("wind", 7)
+    for metadata in ({"project": "Wind Power"}, {"project": ""}, {"priority": "high"}, {"priority": "101"}):
+        answer = await door.call(
+            "alpha.member", "POST", "/api/jobs/", json={"entrypoint": "true", "metadata": metadata}
+        )
+        assert answer.status_code == 422, metadata
+        assert next(iter(metadata)) in answer.text
+    assert len((await door.call("alpha.viewer", "GET", "/v1/leases")).json()) == 1
+
+
 async def test_entrypoint_memory_is_the_least_a_slice_has(door: FrontDoor):
     job = await door.job(await door.submit(entrypoint_memory=8 * 2**30))
     async with door.store.begin(write=False) as uow:

@@ -29,6 +29,14 @@ async def test_request_and_show(door: FrontDoor):
     assert door.nudge.count == 1
 
 
+async def test_project_and_priority(door: FrontDoor):
+    lease = await door.lease(project="wind", priority=-100)
+    assert (lease["project"], lease["priority"]) == ("wind", -100)
+    assert (await door.call("alpha.viewer", "GET", f"/v1/leases/{lease['id']}")).json() == lease
+    plain = await door.lease()
+    assert (plain["project"], plain["priority"]) == ("", 0)
+
+
 async def test_list_has_the_newest(door: FrontDoor):
     leases = []
     for _ in range(3):
@@ -81,6 +89,14 @@ BAD = [
     ({"gpus": "1", "name": ""}, "invalid_input"),
     ({"gpus": "1", "name": "x" * 64}, "invalid_input"),
     ({"gpus": "1", "distinct_gpus": "yes"}, "invalid_input"),
+    ({"gpus": "1", "project": ""}, "invalid_input"),
+    ({"gpus": "1", "project": "Wind Power"}, "invalid_input"),
+    ({"gpus": "1", "project": "alpha/wind"}, "invalid_input"),
+    ({"gpus": "1", "priority": 101}, "invalid_input"),
+    ({"gpus": "1", "priority": -101}, "invalid_input"),
+    ({"gpus": "1", "priority": 0.5}, "invalid_input"),
+    ({"gpus": "1", "priority": True}, "invalid_input"),
+    ({"gpus": "1", "priority": "high"}, "invalid_input"),
     ({"gpus": "1", "tenant": "beta"}, "invalid_input"),
     ({"gpus": "3"}, "impossible_shape"),
     ({"gpus": "1", "cpus": 17}, "impossible_shape"),

@@ -7,11 +7,13 @@ import pytest
 from cloudfarm.domain.host import Host, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Ask, Lease, LeaseKind, Slice
 from cloudfarm.domain.quantities import parse_shape
+from cloudfarm.domain.quota import tree_in_force
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
+from cloudfarm.scheduler.queue import fair
+from cloudfarm.scheduler.rules import Rules
 from cloudfarm.steward import view as v
-from cloudfarm.steward.admission import first_come
 from cloudfarm.steward.decide import decide
 from cloudfarm.testing.fake_farm import GIB, make_host
 
@@ -59,7 +61,8 @@ def view(*leases: Lease, hosts: tuple[Host, ...] | None = None, **more) -> v.Far
 
 
 def decided(farm: v.FarmView, *, limit: int = 4000) -> list[v.Decision]:
-    return list(decide(farm, admit=first_come(limit), policy=POLICY))
+    admit = fair(Rules(), lambda view: tree_in_force((), view.tenants.values(), limit))
+    return list(decide(farm, admit=admit, policy=POLICY))
 
 
 def test_a_waiting_lease_is_granted_when_it_fits() -> None:
@@ -68,14 +71,17 @@ def test_a_waiting_lease_is_granted_when_it_fits() -> None:
     assert [piece.gpu_indices for piece in grant.slices] == [(0,), (1,)]
 
 
-def test_the_first_that_does_not_fit_holds_back_the_rest() -> None:
-    big, small = lease("l1", "3x1"), lease("l2", "0.1", tenant="b")
-    waits = decided(view(big, small))
-    assert [(wait.lease_id, wait.message.partition(":")[0]) for wait in waits] == [
-        ("l1", "place 1 in the queue"),
-        ("l2", "place 2 in the queue"),
-    ]
-    assert "l1 came first" in waits[1].message
+def test_who_waits_for_room_is_not_delayed_by_those_behind() -> None:
+    held = running("l0", ends_ms=NOW + 60_000)
+    big = lease("l1", "2x1", tenant="b")
+    long, short = lease("l2", "0.5", tenant="c"), lease("l3", "0.5", tenant="c")
+    short = replace(short, ask=replace(short.ask, duration_ms=60_000))
+    hosts = (host(node("l0-0")),)
+    decisions = decided(view(held, big, long, short, hosts=hosts))
+    waits = {each.lease_id: each.message for each in decisions if isinstance(each, v.Wait)}
+    assert [each.lease_id for each in decisions if isinstance(each, v.Grant)] == ["l3"]
+    assert set(waits) == {"l1", "l2"}
+    assert "another tenant's lease is ahead" in waits["l2"]
 
 
 def test_a_tenants_own_limit_holds_back_nobody_else() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import typer
 from pydantic_core import PydanticUndefined
 
+from cloudfarm.api.quota_schemas import QuotaBody
 from cloudfarm.cli.app import app as cli
+from cloudfarm.domain.quota import Amounts, QuotaTree
 from cloudfarm.domain.status import TRANSITIONS, EndReason, JobStatus, LeaseStatus, ServiceStatus
 from cloudfarm.settings import Settings
 from cloudfarm.testing.front_door import open_front_door
@@ -155,6 +158,18 @@ def test_the_limits_of_runtime_env_are_documented():
 
 def test_the_kinds_of_models_are_documented():
     assert all(f"`{kind}`" in GUIDES["tenant"] for kind in PROGRAMS)
+
+
+# Quotas
+
+
+def test_the_tree_that_the_operator_guide_shows_can_be_kept():
+    (text,) = (body for kind, body in FENCE.findall(GUIDES["operator"]) if kind == "toml")
+    tree = [QuotaBody(**row).quota() for row in tomllib.loads(text)["quotas"]]
+    QuotaTree.of(tree, capacity=Amounts(24_000, 192, 768 * 2**30))
+    assert len(tree) == 6
+    described = GUIDES["operator"].partition("| of a quota |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", described, re.MULTILINE) == list(QuotaBody.model_fields)
 
 
 # Statuses

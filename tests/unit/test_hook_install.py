@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -75,6 +76,7 @@ def test_wanted_patches_follow_the_environment():
         "CLOUDFARM_SIMULATED_GPUS": "1",
         "CLOUDFARM_GPU_MEMORY_FRACTION": "0.5",
         "CLOUDFARM_STORAGE_PATH": "/shared",
+        "CLOUDFARM_JOB": "j1",
         "CLOUDFARM_NO_PIDNS": "1",
     }
     assert set(wanted_patches(full)) - set(wanted_patches(bare)) == {
@@ -82,13 +84,14 @@ def test_wanted_patches_follow_the_environment():
         "ray.train.torch.config",
         "torch.cuda",
         "ray.train.constants",
+        "ray.train.v2.api.config",
         "ray._private.services",
     }
 
 
 def test_every_patch_exists():
     full = dict.fromkeys(("CLOUDFARM_LEASE", "CLOUDFARM_STORAGE_PATH", "CLOUDFARM_GPU_MEMORY_FRACTION"), "1")
-    full |= {"CLOUDFARM_SIMULATED_GPUS": "1", "CLOUDFARM_NO_PIDNS": "1"}
+    full |= {"CLOUDFARM_SIMULATED_GPUS": "1", "CLOUDFARM_NO_PIDNS": "1", "CLOUDFARM_JOB": "j1"}
     modules = {"confine": confine, "defaults": defaults, "devices": devices}
     for patch in wanted_patches(full).values():
         where, _, name = patch.partition(":")
@@ -279,6 +282,19 @@ def test_storage_path_becomes_the_default(monkeypatch):
     assert constants.DEFAULT_STORAGE_PATH == "/shared/runs"
     with pytest.raises(HookError):
         defaults.default_storage_path(SimpleNamespace())
+
+
+def test_runs_without_a_name_are_named_by_job_and_order():
+    """In a process of its own, with the real Ray Train: the patch stays in the module."""
+    packages = Path(find_spec("ray").origin).parents[1]
+    code = (
+        f"sys.path.append({str(packages)!r}); from ray.train.v2.api.config import RunConfig; "
+        "print([RunConfig().name, RunConfig(name='mine').name, RunConfig().name])"
+    )
+    done = run_python(code, CLOUDFARM_LEASE="l1", CLOUDFARM_JOB="j7", CLOUDFARM_STORAGE_PATH="/shared")
+    assert done.stdout.strip() == "['ray_train_run-j7-1', 'mine', 'ray_train_run-j7-2']", done.stderr
+    with pytest.raises(HookError):
+        defaults.name_runs_by_job(SimpleNamespace())
 
 
 def test_driver_finds_only_the_raylet_of_its_own_temp_dir(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudfarm.domain.quantities import (
+    MAX_GPU_HOURS,
     MAX_GPUS_IN_SLICE,
     MAX_HOURS,
     MAX_SLICES,
@@ -14,6 +15,7 @@ from cloudfarm.domain.quantities import (
     Shape,
     parse_bytes,
     parse_count,
+    parse_gpu_hours,
     parse_gpus,
     parse_hours,
     parse_shape,
@@ -104,3 +106,14 @@ def test_numbers_of_gpus(text, milli):
 def test_only_ascii_digits_are_a_shape(text):
     with pytest.raises(InvalidShapeError):
         parse_shape(text)
+
+
+@given(st.integers(0, MAX_GPU_HOURS * MILLI * 3_600_000))
+def test_gpu_hours_come_back_exactly(milli_gpu_ms):
+    assert parse_gpu_hours(f"{Decimal(milli_gpu_ms) / MILLI / 3_600_000:f}") == milli_gpu_ms
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e10", "", "long"])
+def test_no_gpu_hours(text):
+    with pytest.raises(InvalidInputError, match="GPU-hours"):
+        parse_gpu_hours(text)

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.ledger import LedgerEntry
+from cloudfarm.domain.quota import Amounts, Quota
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Credential, Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, Service
@@ -18,6 +19,8 @@ from cloudfarm.store.columns import Json
 from cloudfarm.store.connections import read_url
 from cloudfarm.store.faults import our_errors
 from cloudfarm.store.text import storable
+
+QUOTA_AMOUNTS = {f"{name}_{field.name}" for name in ("guarantee", "limit") for field in fields(Amounts)}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,7 @@ from cloudfarm.store.text import storable
         (rows.ledger, LedgerEntry, set(), set()),
         (rows.events, Event, {"id"}, set()),
         (rows.hosts, Host, set(), {"nodes"}),
+        (rows.quotas, Quota, QUOTA_AMOUNTS, {"guarantee", "limit"}),
     ],
 )
 def test_columns_are_the_fields(table, kind, only_stored, not_stored):
@@ -42,7 +46,7 @@ def test_columns_are_the_fields(table, kind, only_stored, not_stored):
 
 
 def test_every_table_is_checked_above_or_is_the_farm():
-    assert len(rows.metadata.tables) == 10
+    assert len(rows.metadata.tables) == 11
 
 
 def test_the_tables_can_be_made_on_both_databases():

@@ -1,10 +1,12 @@
 """Following a log over cut-off tails and archives whose beginning was not kept."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from cloudfarm.domain.status import JobStatus
+from cloudfarm.domain.workload import attempt_line
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.usecases import logs
 from cloudfarm.usecases.credentials import authenticate
@@ -62,6 +64,43 @@ def test_a_second_tail_repeats_nothing_however_it_is_cut_into_pieces():
 def test_what_of_the_archive_is_new(pieces, archive, rest, monkeypatch):
     monkeypatch.setattr(logs, "TRACE_CHARS", 4)
     assert sent(*pieces).rest_of(archive) == rest
+
+
+def test_the_archive_of_a_preempted_job_has_the_earlier_attempts_in_front():
+    line = attempt_line(1)
+    so_far = _Sent(line)
+    so_far.rewind()
+    so_far.fresh("second ")
+    assert so_far.rest_of(f"first\n{line}second try\n") == "try\n"
+    assert _Sent(line).rest_of(f"first\n{line}second try\n") == "second try\n"
+
+
+async def test_a_preempted_job_is_followed_into_its_next_attempt(door: FrontDoor, monkeypatch):
+    monkeypatch.setattr(logs, "STALL_S", 0.001)
+    await door.submit(submission_id="train-1")
+    await door.move_job("train-1", JobStatus.RUNNING)
+    door.live_logs.write("alpha.train-1", "one\n")
+    following = follow(door, "train-1")
+    assert await anext(following) == "one\n"
+    job = await door.job("train-1")
+    async with door.store.begin() as uow:
+        lease = await uow.leases.get(job.lease_id)
+        await uow.leases.update(replace(lease, preempted_ms=1, message="it is taken back"))
+        await uow.commit()
+    assert await asyncio.wait_for(anext(following), 10) == "cloudfarm: it is taken back\n"
+    waits = asyncio.ensure_future(anext(following))
+    await door.move_job("train-1", JobStatus.PENDING, attempt=1)
+    assert await asyncio.wait_for(waits, 10) == attempt_line(1)
+    assert "waits for lease" in await asyncio.wait_for(anext(following), 10)
+    await door.move_job("train-1", JobStatus.RUNNING, attempt=1)
+    door.live_logs.write("alpha.train-1.1", "two\n")
+    while (piece := await asyncio.wait_for(anext(following), 10)).startswith("cloudfarm:"):
+        continue
+    assert piece == "two\n"
+    log = f"one\n{attempt_line(1)}two\nbye\n"
+    await door.move_job("train-1", JobStatus.SUCCEEDED, log=log, attempt=1)
+    assert [piece async for piece in following] == ["bye\n"]
+    assert door.live_logs.open_tails == 0
 
 
 async def test_newlines_are_counted_as_the_live_log_has_them(door: FrontDoor):

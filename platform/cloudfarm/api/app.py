@@ -9,7 +9,17 @@ from fastapi import FastAPI
 from cloudfarm.api.context import ApiContext
 from cloudfarm.api.middleware import BodyLimit, Boundary
 from cloudfarm.api.problem import install_handlers
-from cloudfarm.api.routers import dashboard, farm, leases, ray_jobs, ray_packages, services, session, tenants
+from cloudfarm.api.routers import (
+    dashboard,
+    farm,
+    leases,
+    quotas,
+    ray_jobs,
+    ray_packages,
+    services,
+    session,
+    tenants,
+)
 
 DASHBOARD_TIMEOUT_S = 60.0
 
@@ -27,7 +37,7 @@ def create_app(context: ApiContext) -> FastAPI:
     )
     app.state.context = context
     install_handlers(app)
-    for module in (ray_jobs, ray_packages, tenants, session, leases, services, farm, dashboard):
+    for module in (ray_jobs, ray_packages, tenants, session, leases, services, quotas, farm, dashboard):
         app.include_router(module.router)
     app.add_middleware(
         BodyLimit, max_bytes=context.settings.max_body_bytes, streamed_prefix=ray_packages.PREFIX

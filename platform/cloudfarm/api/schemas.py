@@ -80,6 +80,8 @@ class LeaseBody(Body):
     gpu_model: Text | None = None
     distinct_gpus: StrictBool = True
     name: Text | None = None
+    project: Text | None = None
+    priority: Quantity | None = None
 
 
 class ExtendBody(Body):
@@ -194,6 +196,7 @@ class LeaseOut(Answer):
     name: str
     tenant: str
     owner: str
+    project: str
     kind: str
     status: str
     target: str
@@ -204,6 +207,7 @@ class LeaseOut(Answer):
     hours: float
     gpu_model: str | None
     distinct_gpus: bool
+    priority: int
     grade: str | None
     created: str | None
     granted: str | None
@@ -222,6 +226,7 @@ class LeaseOut(Answer):
             name=lease.name,
             tenant=lease.tenant,
             owner=lease.owner,
+            project=lease.project,
             kind=lease.kind,
             status=lease.status,
             target=lease.target,
@@ -232,6 +237,7 @@ class LeaseOut(Answer):
             hours=lease.ask.duration_ms / HOUR_MS,
             gpu_model=lease.ask.gpu_model,
             distinct_gpus=lease.ask.distinct_gpus,
+            priority=lease.ask.priority,
             grade=lease.grade,
             created=iso(lease.created_ms),
             granted=iso(lease.granted_ms),

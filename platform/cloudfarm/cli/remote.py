@@ -34,6 +34,10 @@ def lease_request(
     cpus: Annotated[int | None, typer.Option(help="CPUs of each slice.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of each slice, such as 4GiB.")] = None,
     gpu_model: Annotated[str | None, typer.Option(help="Only GPUs of this model.")] = None,
+    project: Annotated[str | None, typer.Option(help="Whose quota it counts against.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="-100 to 100: the highest of a project goes first.")
+    ] = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,6 +49,8 @@ def lease_request(
         "cpus": cpus,
         "memory": memory,
         "gpu_model": gpu_model,
+        "project": project,
+        "priority": priority,
     }
     with connect() as farm:
         show(

@@ -41,6 +41,10 @@ class Ask:
     duration_ms: int
     gpu_model: str | None = None
     distinct_gpus: bool = True
+    priority: int = 0
+    """Among the waiting leases of one project the highest goes first."""
+    not_before_ms: int | None = None
+    """A reservation: room is kept for it from then on, and it starts no sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,12 @@ class Lease:
     reason: EndReason | None = None
     message: str = ""
     """Why it waits, or how it ended, in one sentence."""
+    project: str = ""
+    """Whose quota within the tenant's it counts against."""
+    preempted_ms: int | None = None
+    """When it has to be gone, since somebody takes back what it borrows; None if nobody does."""
+    room: tuple[Slice, ...] = ()
+    """While it waits: where others have been told to make room for it. It holds nothing yet."""
     segment: int = 0
     version: int = 0
     """Counts stored changes; an update on an older version is refused as stale."""

@@ -12,6 +12,8 @@ GIB = 1024**3
 MAX_SLICES = 1024
 MAX_GPUS_IN_SLICE = 64
 MAX_HOURS = 24 * 366
+MAX_GPU_HOURS = 1_000_000_000
+"""In milli-GPU-milliseconds this is still below 2**62."""
 
 _SHAPE = re.compile(
     r"\s*(?:(?P<count>\d{1,12})\s*[xX\u00d7]\s*)?(?P<share>\d{1,12}(?:\.\d{1,12})?)\s*", re.ASCII
@@ -123,6 +125,21 @@ def parse_hours(text: str | float) -> int:
     if not hours.is_finite() or not 0 < hours <= MAX_HOURS:
         raise InvalidInputError(f"hours must be above 0 and at most {MAX_HOURS}, not {str(text)[:40]}")
     return max(1, int(hours * 3_600_000))
+
+
+def parse_gpu_hours(text: str | float) -> int:
+    """Read GPU-hours, such as ``0`` or ``48.5``, and return milli-GPU-milliseconds.
+
+    Raises:
+        InvalidInputError: if it is not a number from 0 to 1e9.
+    """
+    try:
+        hours = Decimal(str(text).strip())
+    except InvalidOperation:
+        raise InvalidInputError(f"'{str(text)[:40]}' is not a number of GPU-hours") from None
+    if not hours.is_finite() or not 0 <= hours <= MAX_GPU_HOURS:
+        raise InvalidInputError(f"GPU-hours are 0 or more and at most {MAX_GPU_HOURS}, not {str(text)[:40]}")
+    return int((hours * MILLI * 3_600_000).to_integral_value())
 
 
 def parse_count(text: str | float, *, name: str, at_least: int = 0, at_most: int = 100_000) -> int:

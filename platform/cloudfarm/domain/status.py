@@ -9,9 +9,10 @@ Lease
     ACTIVE    every lease node is up; metered from here.
     ENDING    lease nodes are being drained and killed; capacity is still held.
     ENDED     nothing is left on any host; the ledger has its entry.
+    A preempted lease goes from ENDING back to WAITING, with its ledger entry: its next segment is still to come.
 Job (Ray's own words, with one before and one between)
     PENDING   waits for its lease, or for Ray to start the driver.
-    RUNNING   the driver runs.
+    RUNNING   the driver runs; a preempted job goes back to PENDING.
     STOPPED, SUCCEEDED, FAILED  are final.
 Service
     PENDING   waits for its lease.
@@ -98,6 +99,8 @@ class EndReason(StrEnum):
     NODE_LOST = "node_lost"
     CANCELLED = "cancelled"
     FARM_STOPPED = "farm_stopped"
+    PREEMPTED = "preempted"
+    """Not an end: it waits anew."""
 
 
 TRANSITIONS: Mapping[type[Enum], Mapping[Any, frozenset[Any]]] = {
@@ -105,14 +108,16 @@ TRANSITIONS: Mapping[type[Enum], Mapping[Any, frozenset[Any]]] = {
         LeaseStatus.WAITING: frozenset({LeaseStatus.STARTING, LeaseStatus.ENDED}),
         LeaseStatus.STARTING: frozenset({LeaseStatus.ACTIVE, LeaseStatus.ENDING}),
         LeaseStatus.ACTIVE: frozenset({LeaseStatus.ENDING}),
-        LeaseStatus.ENDING: frozenset({LeaseStatus.ENDED}),
+        LeaseStatus.ENDING: frozenset({LeaseStatus.ENDED, LeaseStatus.WAITING}),
         LeaseStatus.ENDED: frozenset(),
     },
     JobStatus: {
         JobStatus.PENDING: frozenset(
             {JobStatus.RUNNING, JobStatus.STOPPED, JobStatus.FAILED, JobStatus.SUCCEEDED}
         ),
-        JobStatus.RUNNING: frozenset({JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED}),
+        JobStatus.RUNNING: frozenset(
+            {JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.PENDING}
+        ),
         JobStatus.STOPPED: frozenset(),
         JobStatus.SUCCEEDED: frozenset(),
         JobStatus.FAILED: frozenset(),

@@ -10,6 +10,11 @@ LEFT_ITS_LEASE = "left_its_lease"
 """``error_type`` of a job that was stopped because its work was found outside its lease."""
 
 
+def attempt_line(attempt: int) -> str:
+    """Return the line of a preempted job's log at which another attempt begins (the first one is 0)."""
+    return f"cloudfarm: preempted; attempt {attempt + 1} begins here\n"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A Ray job of a tenant.
@@ -41,6 +46,8 @@ class Job:
     driver_exit_code: int | None = None
     log_uri: str | None = None
     """Where the log is kept once the lease node that wrote it may be gone."""
+    attempt: int = 0
+    """How often it has been preempted and sent to Ray anew."""
     version: int = 0
 
     @property
@@ -49,7 +56,8 @@ class Job:
 
         With the farm's own id, because a tenant may delete a job and use its submission id again.
         """
-        return f"{self.tenant}.{self.submission_id}.{self.id}"
+        again = f".{self.attempt}" if self.attempt else ""
+        return f"{self.tenant}.{self.submission_id}.{self.id}{again}"
 
 
 @dataclass(frozen=True, slots=True)

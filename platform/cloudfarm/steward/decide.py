@@ -1,9 +1,13 @@
 """The decision: a pure function of the farm's view, the same for the live farm and for simulations."""
 
+from collections.abc import Callable
+
 from cloudfarm.domain.status import EndReason, LeaseStatus
 from cloudfarm.steward import lifecycle, workloads
-from cloudfarm.steward.admission import Admission
 from cloudfarm.steward.view import Decision, Decisions, EndLease, FarmView, Policy
+
+Admission = Callable[[FarmView], Decisions]
+"""Who may start, who has to make room, and what the others are told: the seam for policies."""
 
 
 def decide(view: FarmView, *, admit: Admission, policy: Policy) -> Decisions:

@@ -107,6 +107,9 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
         return  # what has become of its nodes decides how it ends, and until when it is charged
     elif lease.ends_ms is not None and now_ms >= lease.ends_ms:
         yield EndLease(lease.id, EndReason.EXPIRED, "its time is over", now_ms)
+    elif lease.preempted_ms is not None:
+        if now_ms >= lease.preempted_ms:
+            yield EndLease(lease.id, EndReason.PREEMPTED, lease.message, now_ms)
     elif (
         lease.ends_ms is not None and lease.noticed_ms is None and now_ms >= lease.ends_ms - policy.notice_ms
     ):
@@ -125,16 +128,16 @@ def _end_of_nodes(lease: Lease, view: FarmView, ground: Ground) -> tuple[EndLeas
         if ground.host(piece) is None:
             unheard = True
         elif node is None or node.phase is NodePhase.EXITED:
-            if lease.noticed_ms is None:
+            if lease.noticed_ms is None and lease.preempted_ms is None:
                 # Last seen alive when the host last answered: the tenant is not charged for what nobody saw.
                 at_ms = max(view.seen_before_ms.get(piece.host, 0), lease.started_ms or 0)
                 why = f": {node.reason}" if node is not None and node.reason else ""
                 return EndLease(
                     lease.id, EndReason.NODE_LOST, f"lease node {piece.name} was lost{why}", at_ms
                 ), False
-            drained += (
-                1  # Ray ends a drained node as soon as it is idle; the others have until the time limit
-            )
+            drained += 1  # Ray ends a drained node as soon as it is idle; the others have until the deadline
+    if drained == len(lease.slices) and lease.preempted_ms is not None:
+        return EndLease(lease.id, EndReason.PREEMPTED, lease.message, view.now_ms), False
     if drained == len(lease.slices):
         why = "its lease nodes were idle and are drained"
         return EndLease(lease.id, EndReason.EXPIRED, why, view.now_ms), False
@@ -166,6 +169,8 @@ def _end(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Iterat
     at_ms = begun_ms if reason is EndReason.NODE_LOST else max(begun_ms, seen_ms)
     if reason is EndReason.EXPIRED and lease.ends_ms is not None:
         at_ms = min(at_ms, lease.ends_ms)
+    if reason is EndReason.PREEMPTED and lease.preempted_ms is not None:
+        at_ms = min(at_ms, lease.preempted_ms)
     yield FinishLease(lease.id, at_ms, reason)
 
 

@@ -10,8 +10,7 @@ from cloudfarm.domain.workload import LEFT_ITS_LEASE
 from cloudfarm.errors import CloudfarmError, FencedError
 from cloudfarm.ports import Store, UnitOfWork, Watch
 from cloudfarm.steward.act import Actor
-from cloudfarm.steward.admission import Admission
-from cloudfarm.steward.decide import decide
+from cloudfarm.steward.decide import Admission, decide
 from cloudfarm.steward.observe import Observer
 from cloudfarm.steward.view import Policy
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.quantities import MILLI
+from cloudfarm.domain.quota import tree_in_force
 from cloudfarm.errors import CloudfarmError
 from cloudfarm.ports import Hosts, RayJobs, Serving, Store
+from cloudfarm.steward.checkpoints import Checkpoints
+from cloudfarm.steward.past import Past
 from cloudfarm.steward.view import FarmView
 
 log = logging.getLogger(__name__)
@@ -24,6 +28,10 @@ class Observer:
     hosts: Hosts
     ray_jobs: RayJobs
     serving: Serving
+    checkpoints: Checkpoints
+    past: Past
+    default_limit_milli_gpus: int
+    """What a tenant may hold that has neither a quota nor a limit of its own."""
 
     async def look(self, epoch: int, watching_since_ms: int = 0) -> FarmView:
         """Return the farm as it is now.
@@ -39,20 +47,25 @@ class Observer:
             stopping = await uow.is_stopping()
             known = {host.id: replace(host, reachable=False) for host in await uow.hosts()}
             tenants = {tenant.id: tenant for tenant in await uow.tenants.list()}
+            quotas = await uow.quotas.list()
+            await self.past.read(uow, self.clock.now_ms())
             leases = tuple(await uow.leases.list(open_only=True))
             jobs = tuple(await uow.jobs.list(open_only=True))
             services = tuple(await uow.services.list(open_only=True))
             models = {service.model_id: await uow.models.get(service.model_id) for service in services}
-        hosts, ray_jobs, apps = await asyncio.gather(
+        hosts, ray_jobs, apps, saved_ms = await asyncio.gather(
             self.hosts.observe(),
             _unless_down(self.ray_jobs.list(), "Ray's jobs")
             if any(job.submitted_ms for job in jobs)
             else _none(),
             _unless_down(self.serving.apps(), "Serve's applications"),
+            _unless_down(self.checkpoints.saved_ms(leases, jobs, self.clock.now_ms()), "the artifact store"),
         )
         cordoned = {host.id for host in known.values() if host.cordoned}
         seen = {host.id: replace(host, cordoned=host.id in cordoned) for host in hosts}
         now_ms = self.clock.now_ms()
+        tree = tree_in_force(quotas, tenants.values(), self.default_limit_milli_gpus)
+        whole = sum(MILLI * len(host.gpus) for host in seen.values())
         return FarmView(
             now_ms=now_ms,
             tenants=tenants,
@@ -63,8 +76,12 @@ class Observer:
             jobs=jobs,
             services=services,
             models=models,
+            quotas=tree,
+            asks=self.past.asks,
+            past=self.past.shares(leases, tree, whole, now_ms),
             ray_jobs=ray_jobs,
             serve_apps=apps,
+            saved_ms=saved_ms or {},
             stopping=stopping,
         )
 

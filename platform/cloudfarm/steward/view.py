@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloudfarm.domain.host import Host
-from cloudfarm.domain.lease import Lease, Slice
+from cloudfarm.domain.lease import Ask, Lease, Slice
+from cloudfarm.domain.quota import QuotaTree
 from cloudfarm.domain.status import EndReason, JobStatus
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
@@ -48,6 +49,14 @@ class FarmView:
     """By host: when it last answered before this look, whoever asked; what was lost since is charged until then."""
     watching_since_ms: int = 0
     """Since when this steward has been looking: a host's silence before that says nothing."""
+    quotas: QuotaTree = field(default_factory=QuotaTree)
+    """Those in force: see :func:`cloudfarm.domain.quota.tree_in_force`."""
+    asks: tuple[Ask, ...] = ()
+    """The newest asks, open or not: from them is learned what will be asked for."""
+    past: Mapping[str, float] = field(default_factory=dict)
+    """By quota: decayed past use; 1 is the whole farm, always."""
+    saved_ms: Mapping[str, int] = field(default_factory=dict)
+    """By lease: when its work was last saved."""
     stopping: bool = False
     """Whether the operator is stopping the farm: leases end, nothing new starts."""
 
@@ -66,6 +75,8 @@ class Wait:
 
     lease_id: str
     message: str
+    room: tuple[Slice, ...] = ()
+    """Where others make room for it: to be kept with the lease, so that it gets that room and no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,16 @@ class NoticeLease:
     """Tell the owner that the time limit is near, and drain the lease nodes."""
 
     lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Tell a lease that it has to be gone by the deadline, drain its nodes, and let it wait anew afterwards."""
+
+    lease_id: str
+    for_lease_id: str
+    deadline_ms: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +167,13 @@ class UpdateJob:
 
 
 @dataclass(frozen=True, slots=True)
+class RequeueJob:
+    """Let a job whose lease was preempted wait anew, to be sent to Ray again when the lease is active."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseLease:
     """Set a lease's target to END: the workload that it was made for is over."""
 
@@ -182,12 +210,14 @@ Decision = (
     | StartNode
     | ActivateLease
     | NoticeLease
+    | Preempt
     | EndLease
     | KillNode
     | FinishLease
     | SubmitJob
     | StopJob
     | UpdateJob
+    | RequeueJob
     | ReleaseLease
     | LeaseForService
     | UpdateService

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping
 
 from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
-from cloudfarm.domain.workload import LEFT_ITS_LEASE, Job, Service
+from cloudfarm.domain.workload import LEFT_ITS_LEASE, Job, RayJob, Service
 from cloudfarm.steward.view import (
     Decision,
     DeployServices,
     FarmView,
     LeaseForService,
     ReleaseLease,
+    RequeueJob,
     StopJob,
     SubmitJob,
     UpdateJob,
@@ -28,9 +29,11 @@ def jobs(view: FarmView, leases: Mapping[str, Lease]) -> Iterator[Decision]:
 def _waiting_job(job: Job, lease: Lease | None) -> Iterator[Decision]:
     if job.target is Target.END:
         yield UpdateJob(job.id, JobStatus.STOPPED, "stopped before it started")
-    elif lease is None or lease.status in (LeaseStatus.ENDING, LeaseStatus.ENDED):
+    elif lease is None or (lease.status is LeaseStatus.ENDING and not _waits_anew(lease)):
         yield _lost(job, lease)
-    elif lease.status is LeaseStatus.ACTIVE and lease.target is Target.RUN:
+    elif lease.status is LeaseStatus.WAITING and lease.target is Target.END:
+        yield UpdateJob(job.id, JobStatus.STOPPED, f"its lease {lease.id} was given up")
+    elif lease.status is LeaseStatus.ACTIVE and lease.target is Target.RUN and lease.preempted_ms is None:
         yield SubmitJob(job.id)
 
 
@@ -38,6 +41,9 @@ def _submitted_job(job: Job, lease: Lease | None, view: FarmView) -> Iterator[De
     if view.ray_jobs is None:
         return
     ray = view.ray_jobs.get(job.ray_id)
+    if _is_preempted(job, lease, ray):
+        yield RequeueJob(job.id)
+        return
     if ray is not None and ray.status.is_terminal and job.error_type == LEFT_ITS_LEASE:
         yield UpdateJob(job.id, JobStatus.FAILED, job.message, ray)
     elif ray is not None and ray.status.is_terminal:
@@ -58,10 +64,29 @@ def _submitted_job(job: Job, lease: Lease | None, view: FarmView) -> Iterator[De
             yield StopJob(job.id)
 
 
+def _is_preempted(job: Job, lease: Lease | None, ray: RayJob | None) -> bool:
+    """Whether a job has to be run again: it is over, unfinished, and its lease was being taken from it.
+
+    A job that fails while its lease is drained failed of that, as far as anybody can tell.
+    """
+    if lease is None or job.target is Target.END or job.error_type == LEFT_ITS_LEASE:
+        return False
+    if lease.status is LeaseStatus.ACTIVE:
+        return lease.preempted_ms is not None and ray is not None and ray.status is JobStatus.FAILED
+    finished = ray is not None and ray.status in (JobStatus.SUCCEEDED, JobStatus.STOPPED)
+    return lease.status is LeaseStatus.ENDING and _waits_anew(lease) and not finished
+
+
+def _waits_anew(lease: Lease) -> bool:
+    """Whether an ending lease will wait for another segment: unless its owner has released it meanwhile."""
+    return lease.reason is EndReason.PREEMPTED and lease.target is Target.RUN
+
+
 def _lost(job: Job, lease: Lease | None) -> UpdateJob:
     reason = lease.reason if lease is not None else None
     why = lease.message if lease is not None and lease.message else "it has ended"
-    stopped = job.target is Target.END or reason in (EndReason.RELEASED, EndReason.CANCELLED)
+    given_up = (EndReason.RELEASED, EndReason.CANCELLED, EndReason.PREEMPTED)
+    stopped = job.target is Target.END or reason in given_up
     return UpdateJob(
         job.id, JobStatus.STOPPED if stopped else JobStatus.FAILED, f"its lease {job.lease_id} ended: {why}"
     )

@@ -94,6 +94,9 @@ leases = Table(
     Column("ended_ms", BigInteger),
     Column("reason", EnumText(EndReason)),
     Column("message", Words, nullable=False),
+    Column("project", Words, nullable=False, server_default=""),
+    Column("preempted_ms", BigInteger),
+    Column("room", Json(slices_of), nullable=False, server_default="[]"),
     Column("segment", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
     Index(None, "created_ms", "id"),
@@ -123,6 +126,7 @@ jobs = Table(
     Column("error_type", Words),
     Column("driver_exit_code", BigInteger),
     Column("log_uri", Words),
+    Column("attempt", BigInteger, nullable=False, server_default="0"),
     Column("version", BigInteger, nullable=False),
     UniqueConstraint("tenant", "submission_id"),
     Index(None, "created_ms", "id"),
@@ -199,6 +203,21 @@ events = Table(
     Column("message", Words, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "subject", "id"),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("id", Words, primary_key=True),
+    Column("parent", Words),  # not a foreign key: the tree is checked, and replaced, as a whole
+    Column("guarantee_milli_gpus", BigInteger, nullable=False),
+    Column("guarantee_cpus", BigInteger, nullable=False),
+    Column("guarantee_memory_bytes", BigInteger, nullable=False),
+    Column("limit_milli_gpus", BigInteger, nullable=False),
+    Column("limit_cpus", BigInteger, nullable=False),
+    Column("limit_memory_bytes", BigInteger, nullable=False),
+    Column("weight", BigInteger, nullable=False),
+    Column("committed_milli_gpu_ms", BigInteger, nullable=False),
 )
 
 hosts = Table(

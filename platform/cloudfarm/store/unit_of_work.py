@@ -21,6 +21,7 @@ from cloudfarm.store.repositories.farm import FarmState
 from cloudfarm.store.repositories.history import SqlEvents, SqlLedger
 from cloudfarm.store.repositories.leases import SqlLeases
 from cloudfarm.store.repositories.models import SqlModels
+from cloudfarm.store.repositories.quotas import SqlQuotas
 from cloudfarm.store.repositories.workloads import SqlJobs, SqlServices
 from cloudfarm.store.transaction import Transaction
 
@@ -38,6 +39,7 @@ class SqlUnitOfWork:
     models: ports.ModelRepository
     ledger: ports.LedgerRepository
     events: ports.EventRepository
+    quotas: ports.QuotaRepository
 
     def __init__(self, engine: AsyncEngine, *, write: bool) -> None:
         self._engine = engine
@@ -64,6 +66,7 @@ class SqlUnitOfWork:
         self.models = SqlModels(transaction)
         self.ledger = SqlLedger(transaction)
         self.events = SqlEvents(transaction)
+        self.quotas = SqlQuotas(transaction)
         self.leases, self.jobs, self.services = (
             SqlLeases(transaction),
             SqlJobs(transaction),

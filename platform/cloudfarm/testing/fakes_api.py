@@ -10,14 +10,14 @@ from cloudfarm.errors import InvalidInputError, UnavailableError
 
 
 def _name(job: Job) -> str:
-    return f"{job.tenant}.{job.submission_id}"
+    return f"{job.tenant}.{job.submission_id}" + (f".{job.attempt}" if job.attempt else "")
 
 
 @dataclass(slots=True)
 class FakeLiveLogs:
     """Implements :class:`cloudfarm.ports.LiveLogs`: a job's log is what the test has written so far.
 
-    Tests name a job ``tenant.submission_id``.
+    Tests name a job ``tenant.submission_id``, and a further attempt of it ``tenant.submission_id.1``.
     """
 
     cut_after: int | None = None

@@ -1,16 +1,22 @@
 """A whole farm in memory: the real steward over the memory store and the fakes, moved on by hand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from cloudfarm.domain.lease import Ask, Lease, LeaseKind
 from cloudfarm.domain.quantities import parse_shape
+from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.domain.workload import Job, Service
+from cloudfarm.scheduler.history import Memory
+from cloudfarm.scheduler.queue import fair
+from cloudfarm.scheduler.rules import Rules
 from cloudfarm.steward.act import Actor
-from cloudfarm.steward.admission import first_come
+from cloudfarm.steward.checkpoints import Checkpoints
 from cloudfarm.steward.loop import Steward
 from cloudfarm.steward.observe import Observer
+from cloudfarm.steward.past import Past
 from cloudfarm.steward.view import Policy
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.fake_farm import GIB, FakeHosts, FakeRayJobs, FakeServing, FakeWatch, make_host
@@ -27,15 +33,19 @@ class MemoryFarm:
 
     clock: ManualClock = field(default_factory=ManualClock)
     store: MemoryStore = field(default_factory=MemoryStore)
-    artifacts: MemoryArtifacts = field(default_factory=MemoryArtifacts)
+    artifacts: MemoryArtifacts = field(init=False)
     hosts: FakeHosts = field(init=False)
     ray_jobs: FakeRayJobs = field(init=False)
     serving: FakeServing = field(default_factory=FakeServing)
     watch: FakeWatch = field(init=False)
     steward: Steward = field(init=False)
     limit_milli_gpus: int = 4000
+    rules: Rules = field(default_factory=Rules)
+    quotas: Sequence[Quota] = ()
+    """Beside those that tenants have by default."""
 
     def __post_init__(self) -> None:
+        self.artifacts = MemoryArtifacts(clock=self.clock)
         self.hosts = FakeHosts(self.clock, {name: make_host(name) for name in ("h0", "h1")})
         self.ray_jobs = FakeRayJobs(self.clock)
         self.watch = FakeWatch(self.clock, self.ray_jobs)
@@ -46,19 +56,21 @@ class MemoryFarm:
         return Steward(
             store=self.store,
             clock=self.clock,
-            observer=Observer(self.store, self.clock, self.hosts, self.ray_jobs, self.serving),
-            actor=Actor(
+            observer=Observer(
                 self.store,
                 self.clock,
                 self.hosts,
                 self.ray_jobs,
                 self.serving,
-                self.artifacts,
-                POLICY,
-                1_000_000,
+                Checkpoints(self.artifacts),
+                Past(Memory()),
+                self.limit_milli_gpus,
+            ),
+            actor=Actor(
+                self.store, self.hosts, self.ray_jobs, self.serving, self.artifacts, max_log_bytes=1_000_000
             ),
             watch=self.watch,
-            admit=first_come(self.limit_milli_gpus),
+            admit=fair(self.rules, lambda view: view.quotas),
             policy=POLICY,
             tick_s=1.0,
             watch_s=1.0,
@@ -69,6 +81,7 @@ class MemoryFarm:
         async with self.store.begin() as uow:
             for name in ("a", "b"):
                 await uow.tenants.add(Tenant(name, name, self.clock.now_ms()))
+            await uow.quotas.replace_all(self.quotas)
             await uow.commit()
         await self.steward.take_over()
 

@@ -121,11 +121,17 @@ class FrontDoor:
             return await uow.jobs.find(tenant, submission_id)
 
     async def move_job(
-        self, submission_id: str, status: JobStatus, *, tenant: str = "alpha", log: str | None = None
+        self,
+        submission_id: str,
+        status: JobStatus,
+        *,
+        tenant: str = "alpha",
+        log: str | None = None,
+        attempt: int = 0,
     ) -> None:
         """Give a job another status, and its archived log."""
         job = await self.job(submission_id, tenant)
-        changes: dict[str, Any] = {"submitted_ms": self.clock.now_ms()}
+        changes: dict[str, Any] = {"submitted_ms": self.clock.now_ms(), "attempt": attempt}
         if log is not None:
             parts = paths.job_log(job)
             await self.context.artifacts.write(*parts, data=once(log.encode()), max_bytes=2**30)

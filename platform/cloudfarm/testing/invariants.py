@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from cloudfarm.domain.ledger import amount
+from cloudfarm.domain.ledger import REFUND, amount
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.status import LeaseStatus
 from cloudfarm.ports import Store
@@ -28,9 +28,15 @@ async def check_invariants(store: Store) -> None:
     charged = Counter((entry.lease_id, entry.segment) for entry in entries)
     assert all(count == 1 for count in charged.values()), f"charged twice: {charged}"
     owed = {
-        lease.id: amount(lease.milli_gpus, lease.started_ms, lease.ended_ms)
+        (lease.id, lease.segment): amount(lease.milli_gpus, lease.started_ms, lease.ended_ms)
         for lease in leases
         if lease.status is LeaseStatus.ENDED and lease.started_ms is not None and lease.ended_ms is not None
     }
-    paid = {entry.lease_id: entry.milli_gpu_seconds for entry in entries}
-    assert paid == owed, f"the ledger says {paid}, the leases say {owed}"
+    paid = {(entry.lease_id, entry.segment): entry.milli_gpu_seconds for entry in entries}
+    last = {lease.id: lease.segment for lease in leases if lease.status is LeaseStatus.ENDED}
+    closed = {key: cost for key, cost in paid.items() if last.get(key[0]) == key[1] and cost >= 0}
+    assert closed == owed, f"the ledger says {closed}, the leases say {owed}"
+    for entry in entries:
+        if entry.kind == REFUND:
+            charged_for = paid[entry.lease_id, entry.segment - 1]
+            assert 0 < -entry.milli_gpu_seconds <= charged_for, f"{entry} gives back more than {charged_for}"

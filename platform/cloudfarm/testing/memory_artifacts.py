@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from cloudfarm.artifacts import checked_parts
+from cloudfarm.clock import Clock
 from cloudfarm.errors import InvalidInputError, NotFoundError, StorageFullError, TooLargeError
+from cloudfarm.testing.clock import ManualClock
 
 
 @dataclass(slots=True)
@@ -12,6 +14,8 @@ class MemoryArtifacts:
     """Implements :class:`cloudfarm.ports.Artifacts`."""
 
     files: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+    clock: Clock = field(default_factory=ManualClock)
+    times_ms: dict[tuple[str, ...], int] = field(default_factory=dict)
     full: bool = False
     """Whether there is no room for another byte."""
 
@@ -30,6 +34,7 @@ class MemoryArtifacts:
             if len(whole) > max_bytes:
                 raise TooLargeError(f"more than {max_bytes} bytes")
         self.files[parts] = bytes(whole)
+        self.times_ms[parts] = self.clock.now_ms()
         return len(whole)
 
     async def read(self, *parts: str) -> bytes:
@@ -43,6 +48,11 @@ class MemoryArtifacts:
     async def exists(self, *parts: str) -> bool:
         """Whether there is such a file."""
         return parts in self.files
+
+    async def modified_ms(self, *parts: str) -> int | None:
+        """Return when a file was last written, or None if there is no such file."""
+        checked_parts(parts)
+        return self.times_ms[parts] if parts in self.files else None
 
     async def list(self, *parts: str) -> Sequence[str]:
         """Return the names in a folder."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.ledger import LedgerEntry, amount
+from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Credential, Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, Service
@@ -38,6 +39,7 @@ class State:
     models: dict[str, ModelVersion] = field(default_factory=dict)
     ledger: dict[tuple[str, int], LedgerEntry] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    quotas: dict[str, Quota] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
     epoch: int = 0
     heartbeat_ms: int | None = None
@@ -411,3 +413,25 @@ class Events:
         newest = reversed(self._unit.reading().events)
         found = [row for row in newest if tenant in (None, row.tenant) and subject in (None, row.subject)]
         return found[:limit]
+
+
+class Quotas:
+    """See :class:`cloudfarm.ports.QuotaRepository`."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+
+    async def list(self) -> Sequence[Quota]:
+        """Return those asked for, in the port's order."""
+        return [quota for _, quota in sorted(self._unit.reading().quotas.items())]
+
+    async def replace_all(self, quotas: Sequence[Quota]) -> None:
+        """Store these instead of all that there are."""
+        state = self._unit.writing()
+        state.quotas = {}
+        for quota in quotas:
+            if quota.id in state.quotas:
+                raise self._unit.refused(AlreadyExistsError("a quota is given twice"))
+            for amounts in (quota.guarantee, quota.limit):
+                self._unit.stored(amounts)
+            state.quotas[quota.id] = self._unit.stored(quota)

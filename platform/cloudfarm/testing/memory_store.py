@@ -44,6 +44,7 @@ class MemoryUnitOfWork:
     models: ports.ModelRepository
     ledger: ports.LedgerRepository
     events: ports.EventRepository
+    quotas: ports.QuotaRepository
 
     def __init__(self, store: MemoryStore, *, write: bool) -> None:
         self._store = store
@@ -64,6 +65,7 @@ class MemoryUnitOfWork:
         self.models = repositories.Models(self, self._state.models, "model")
         self.ledger = repositories.Ledger(self)
         self.events = repositories.Events(self)
+        self.quotas = repositories.Quotas(self)
         return self
 
     async def __aexit__(

@@ -18,7 +18,7 @@ from cloudfarm.ports import Artifacts, Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.usecases import paths
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
-from cloudfarm.usecases.asks import build_ask, check_ask
+from cloudfarm.usecases.asks import build_ask, build_project, check_ask
 from cloudfarm.usecases.job_request import LEASE_KEY, JobRequest, read_job_request
 from cloudfarm.usecases.leases import add_lease, held_lease
 from cloudfarm.usecases.runtime_env import packages_of
@@ -34,6 +34,8 @@ class JobView:
 
     job: Job
     message: str
+    notice: str = ""
+    """While it runs: that its lease is about to end, and why."""
 
 
 async def submit_job(
@@ -69,12 +71,15 @@ async def submit_job(
         if not await artifacts.exists(*paths.package(tenant, name)):
             raise InvalidInputError(f"package {name} has not been uploaded")
     ask = _ask_of(request, settings) if request.lease is None else None
+    project = build_project(request.metadata.get("project")) if ask is not None else ""
 
     async def work(uow: UnitOfWork) -> Job:
         await _check_queue(uow, settings, tenant)
         if ask is not None:
-            await check_ask(uow, settings, tenant, ask)
-            lease = await add_lease(uow, clock, principal, ask, kind=LeaseKind.JOB, name=submission_id)
+            await check_ask(uow, settings, tenant, ask, project)
+            lease = await add_lease(
+                uow, clock, principal, ask, kind=LeaseKind.JOB, name=submission_id, project=project
+            )
         else:
             lease = await held_lease(uow, principal, request.lease or "")
         job = _job_of(request, submission_id, lease, principal, clock, owns_lease=ask is not None)
@@ -103,8 +108,8 @@ async def get_job(store: Store, principal: Principal, submission_id: str) -> Job
     principal.need(Role.VIEWER)
     async with store.begin(write=False) as uow:
         job = await find_job(uow, principal, submission_id)
-        lease = await uow.leases.get(job.lease_id) if job.status is JobStatus.PENDING else None
-    return JobView(job, _message(job, lease))
+        lease = None if job.status.is_terminal else await uow.leases.get(job.lease_id)
+    return JobView(job, _message(job, lease), _notice(job, lease))
 
 
 async def stop_job(store: Store, clock: Clock, principal: Principal, submission_id: str) -> bool:
@@ -151,7 +156,8 @@ async def delete_job(
         return job
 
     job = await in_unit(store, work)
-    await artifacts.delete(*paths.job_log(job))
+    for parts in paths.job_logs(job):
+        await artifacts.delete(*parts)
 
 
 async def count_active(store: Store, principal: Principal) -> tuple[int, int | None]:
@@ -189,6 +195,7 @@ def _ask_of(request: JobRequest, settings: Settings) -> Ask:
         hours=metadata.get("hours"),
         gpu_model=metadata.get("gpu_model"),
         distinct_gpus=distinct == "true",
+        priority=metadata.get("priority"),
     )
 
 
@@ -236,9 +243,15 @@ async def _check_queue(uow: UnitOfWork, settings: Settings, tenant: str) -> None
         )
 
 
+def _notice(job: Job, lease: Lease | None) -> str:
+    if job.status is not JobStatus.RUNNING or lease is None:
+        return ""
+    return lease.message if lease.preempted_ms is not None or lease.noticed_ms is not None else ""
+
+
 def _message(job: Job, lease: Lease | None) -> str:
     if job.status is not JobStatus.PENDING or lease is None:
-        return job.message
+        return _notice(job, lease) or job.message
     if job.target is Target.END:
         return "is being stopped"
     if lease.status is LeaseStatus.ACTIVE:

@@ -14,7 +14,7 @@ from cloudfarm.errors import AlreadyExistsError, ConflictError, InvalidInputErro
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.usecases.access import Principal, in_unit, owned
-from cloudfarm.usecases.asks import check_ask
+from cloudfarm.usecases.asks import build_project, check_ask
 
 HOUR_MS = 3_600_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -28,6 +28,7 @@ async def request_lease(
     ask: Ask,
     *,
     name: str | None = None,
+    project: str | None = None,
 ) -> Lease:
     """Queue a lease that its owner holds by hand.
 
@@ -37,16 +38,17 @@ async def request_lease(
     """
     principal.need(Role.MEMBER)
     tenant = principal.home
+    within = build_project(project)
     if name is not None and _NAME.fullmatch(name) is None:
         raise InvalidInputError(
             "name: 1 to 63 letters, digits, '_', '.' and '-', beginning with a letter or digit"
         )
 
     async def work(uow: UnitOfWork) -> Lease:
-        await check_ask(uow, settings, tenant, ask)
+        await check_ask(uow, settings, tenant, ask, within)
         if name is not None and any(name in (open_.name, open_.id) for open_ in await _open(uow, tenant)):
             raise AlreadyExistsError(f"an open lease is named {name} already")
-        return await add_lease(uow, clock, principal, ask, kind=LeaseKind.MANUAL, name=name)
+        return await add_lease(uow, clock, principal, ask, kind=LeaseKind.MANUAL, name=name, project=within)
 
     return await in_unit(store, work)
 
@@ -59,6 +61,7 @@ async def add_lease(
     *,
     kind: LeaseKind,
     name: str | None,
+    project: str,
 ) -> Lease:
     """Store a new waiting lease with its event, inside the caller's transaction."""
     lease_id = new_id("l")
@@ -71,6 +74,7 @@ async def add_lease(
         ask=ask,
         created_ms=clock.now_ms(),
         message="queued",
+        project=project,
     )
     await uow.leases.add(lease)
     message = f"{ask.shape} GPU for {ask.duration_ms / HOUR_MS:g} h"

@@ -6,7 +6,7 @@ from contextlib import aclosing, suppress
 from typing import cast
 
 from cloudfarm.domain.status import JobStatus
-from cloudfarm.domain.workload import Job
+from cloudfarm.domain.workload import Job, attempt_line
 from cloudfarm.errors import UnavailableError
 from cloudfarm.ports import Artifacts, LiveLogs, Store
 from cloudfarm.usecases import paths
@@ -65,12 +65,16 @@ async def follow_log(
     sent = _Sent()
     told = line = ""
     live_has_closed = False
+    attempt = 0
     while not (view := await look()).job.status.is_terminal:
+        if view.job.attempt != attempt:
+            attempt, sent, live_has_closed = view.job.attempt, _Sent(attempt_line(view.job.attempt)), False
+            yield attempt_line(attempt)
         if view.job.status is JobStatus.PENDING:
             line = f"cloudfarm: {view.message}\n"
         elif not live_has_closed:
             try:
-                async with aclosing(_live(live_logs, view.job, sent, look)) as pieces:
+                async with aclosing(_live(live_logs, view, sent, look)) as pieces:
                     async for fresh in pieces:
                         yield fresh
                 live_has_closed = True
@@ -86,10 +90,15 @@ async def follow_log(
 
 
 class _Sent:
-    """How far a log has been sent, over several tails that each begin at its beginning."""
+    """How far a log has been sent, over several tails that each begin at its beginning.
 
-    def __init__(self) -> None:
+    Args:
+        after: the line of the archive after which what is sent here begins; empty for its beginning.
+    """
+
+    def __init__(self, after: str = "") -> None:
         self.chars = 0
+        self._after = after
         self._seen = 0
         self._trace = ""
 
@@ -107,6 +116,8 @@ class _Sent:
 
     def rest_of(self, log: str) -> str:
         """Return what of the whole log, or of its kept end, has not been sent."""
+        if self._after:
+            log = log.rpartition(self._after)[2]
         if log[max(0, self.chars - len(self._trace)) : self.chars] == self._trace:
             return log[self.chars :]
         found = log.rfind(self._trace)
@@ -116,9 +127,15 @@ class _Sent:
 
 
 async def _live(
-    live_logs: LiveLogs, job: Job, sent: _Sent, look: Callable[[], Awaitable[JobView]]
+    live_logs: LiveLogs, view: JobView, sent: _Sent, look: Callable[[], Awaitable[JobView]]
 ) -> AsyncGenerator[str, None]:
-    """Yield what a running job prints and was not sent yet, until the log closes or falls silent for good."""
+    """Yield what a running job prints and was not sent yet, until the log closes or falls silent for good.
+
+    Between its lines, and at once, it is told when its lease is about to end.
+    """
+    job, told = view.job, ""
+    loop = asyncio.get_running_loop()
+    look_at = loop.time() + STALL_S
     sent.rewind()
     # Every tail is a generator that holds a connection: closing it at once, not when it is collected, frees
     # that.
@@ -128,8 +145,14 @@ async def _live(
             try:
                 while not following.done():
                     await asyncio.wait({following}, timeout=STALL_S)
-                    if not following.done() and (await look()).job.status.is_terminal:
-                        return
+                    if not following.done() or loop.time() >= look_at:
+                        view, look_at = await look(), loop.time() + STALL_S
+                        is_over = view.job.status is not JobStatus.RUNNING or view.job.attempt != job.attempt
+                        if is_over and not following.done():
+                            return
+                        if view.notice not in ("", told):
+                            told = view.notice
+                            yield f"cloudfarm: {told}\n"
             finally:
                 if not following.done():
                     following.cancel()

@@ -7,7 +7,7 @@ from cloudfarm.clock import Clock
 from cloudfarm.domain.quantities import parse_gpus
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Role, Tenant, check_slug
-from cloudfarm.errors import ConflictError, InvalidInputError, NotFoundError
+from cloudfarm.errors import AlreadyExistsError, ConflictError, InvalidInputError, NotFoundError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
 
@@ -26,7 +26,7 @@ async def create_tenant(
     """Make a tenant.
 
     Raises:
-        AlreadyExistsError: if the slug is taken.
+        AlreadyExistsError: if the slug is taken, by a programme of the quotas too.
     """
     principal.need(Role.OPERATOR)
     tenant = Tenant(
@@ -37,6 +37,8 @@ async def create_tenant(
     )
 
     async def work(uow: UnitOfWork) -> Tenant:
+        if any(quota.parent == tenant.id and not quota.is_project for quota in await uow.quotas.list()):
+            raise AlreadyExistsError(f"a programme of the quotas is named {tenant.id} already")
         await uow.tenants.add(tenant)
         await uow.events.append(
             Event(tenant.created_ms, "tenant.created", tenant.id, tenant.id, principal.actor)

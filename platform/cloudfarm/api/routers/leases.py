@@ -22,9 +22,10 @@ async def request_lease(body: schemas.LeaseBody, caller: Member, context: Contex
         hours=body.hours,
         gpu_model=body.gpu_model,
         distinct_gpus=body.distinct_gpus,
+        priority=body.priority,
     )
     lease = await leases.request_lease(
-        context.store, context.clock, context.settings, caller, ask, name=body.name
+        context.store, context.clock, context.settings, caller, ask, name=body.name, project=body.project
     )
     context.nudge.nudge()
     return schemas.LeaseOut.of(lease)

@@ -14,6 +14,7 @@ Environment, set by whoever starts the Ray node, and inherited by all its worker
 | `CLOUDFARM_SIMULATED_GPUS=1` | Ray Train uses CPU devices where Ray announces simulated GPUs |
 | `CLOUDFARM_GPU_MEMORY_FRACTION=0.5` | torch's CUDA allocator is capped to that share of each device |
 | `CLOUDFARM_STORAGE_PATH=/path` | default `storage_path` of Ray Train and Ray Tune |
+| `CLOUDFARM_JOB=<id>` | Ray Train runs without a name get one by job: run again after a preemption, they resume |
 | `CLOUDFARM_NO_PIDNS=1` | no PID namespace: drivers join the raylet of `CLOUDFARM_NODE_SESSION=<temp dir>` |
 
 This is a guard against accidents, not a security boundary: it lives in the tenant's own process, which can
@@ -89,6 +90,8 @@ def wanted_patches(environ: Mapping[str, str]) -> dict[str, str]:
         patches["torch.cuda"] = "cloudfarm.raylayer.hook.devices:cap_gpu_memory"
     if environ.get("CLOUDFARM_STORAGE_PATH"):
         patches["ray.train.constants"] = "cloudfarm.raylayer.hook.defaults:default_storage_path"
+    if environ.get("CLOUDFARM_JOB"):
+        patches["ray.train.v2.api.config"] = "cloudfarm.raylayer.hook.defaults:name_runs_by_job"
     if environ.get("CLOUDFARM_NO_PIDNS") == "1":
         patches["ray._private.services"] = "cloudfarm.raylayer.hook.defaults:join_own_raylet"
     return patches

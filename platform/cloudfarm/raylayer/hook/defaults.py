@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ def default_storage_path(constants: Any) -> None:
             "ray.train.constants has no DEFAULT_STORAGE_PATH: the lease's storage cannot be the default"
         )
     constants.DEFAULT_STORAGE_PATH = os.environ["CLOUDFARM_STORAGE_PATH"]
+
+
+def name_runs_by_job(config: Any) -> None:
+    """Name Train runs that have no name by their job and their order in it, instead of by the time.
+
+    Ray Train resumes a run of the same name: so a job that is sent to Ray again goes on where it was.
+
+    Raises:
+        HookError: Ray names runs otherwise than the hook knows.
+    """
+    if not hasattr(config, "date_str"):
+        raise HookError("ray.train.v2.api.config has no date_str: preempted runs could not be resumed")
+    numbers = itertools.count(1)
+    config.date_str = lambda: f"{os.environ['CLOUDFARM_JOB']}-{next(numbers)}"
 
 
 def join_own_raylet(services: Any) -> None:

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudfarm.domain.lease import Ask
-from cloudfarm.domain.placement import Rooms, ever_fits, place
 from cloudfarm.domain.quantities import Shape, parse_shape
 from cloudfarm.testing.fake_farm import GIB, make_host
+from cloudfarm.testing.naive_placement import Rooms, ever_fits, place
 
 
 def ask(shape: str, cpus: int = 1, memory_bytes: int = GIB, **more) -> Ask:

@@ -1,10 +1,10 @@
-"""Where slices go: first fit over hosts and GPUs, all slices of a lease or none.
+"""Where slices go, as plainly as can be: first fit over hosts and GPUs. The tests' second opinion of the scheduler.
 
 Pure and deterministic: the same hosts, leases and ask give the same placement.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Ask, Slice
@@ -25,10 +25,28 @@ class Room:
 
     def take(self, piece: Slice) -> None:
         """Take a slice's share out of the room."""
+        self._change(piece, -1)
+
+    def give(self, piece: Slice) -> None:
+        """Put a slice's share back."""
+        self._change(piece, 1)
+
+    def _change(self, piece: Slice, sign: int) -> None:
         for index in piece.gpu_indices:
-            self.free_milli[self.gpu_indices.index(index)] -= piece.milli_gpus // len(piece.gpu_indices)
-        self.free_cpus -= piece.cpus
-        self.free_memory_bytes -= piece.memory_bytes
+            share = piece.milli_gpus // len(piece.gpu_indices)
+            self.free_milli[self.gpu_indices.index(index)] += sign * share
+        self.free_cpus += sign * piece.cpus
+        self.free_memory_bytes += sign * piece.memory_bytes
+
+    def copy(self) -> "Room":
+        """Return a room of its own with the same in it."""
+        return replace(self, free_milli=list(self.free_milli))
+
+    def shrink(self, other: "Room") -> None:
+        """Leave only what is free in the other room as well."""
+        self.free_milli = list(map(min, self.free_milli, other.free_milli))
+        self.free_cpus = min(self.free_cpus, other.free_cpus)
+        self.free_memory_bytes = min(self.free_memory_bytes, other.free_memory_bytes)
 
 
 @dataclass(slots=True)
@@ -54,37 +72,52 @@ class Rooms:
                 if host.reachable and not host.cordoned
             },
         )
-        for piece in held:
-            if piece.host in rooms.by_host:
-                rooms.by_host[piece.host].take(piece)
+        rooms.take(held)
         return rooms
+
+    def copy(self) -> "Rooms":
+        """Return rooms of their own with the same in them."""
+        return Rooms({host: room.copy() for host, room in self.by_host.items()})
+
+    def take(self, slices: Iterable[Slice]) -> None:
+        """Take slices out; those on hosts that offer nothing are left aside."""
+        for piece in slices:
+            if piece.host in self.by_host:
+                self.by_host[piece.host].take(piece)
+
+    def give(self, slices: Iterable[Slice]) -> None:
+        """Put slices back."""
+        for piece in slices:
+            if piece.host in self.by_host:
+                self.by_host[piece.host].give(piece)
+
+    def shrink(self, other: "Rooms") -> None:
+        """Leave only what is free in the other rooms as well."""
+        for host, room in self.by_host.items():
+            room.shrink(other.by_host[host])
 
 
 def place(rooms: Rooms, lease_id: str, ask: Ask) -> tuple[Slice, ...] | None:
     """Place every slice of an ask and take it out of ``rooms``, or return None and leave ``rooms`` as it was."""
     placed: list[Slice] = []
     used: set[tuple[str, int]] = set()
-    trial = {
-        host: Room(
-            room.host,
-            room.models,
-            list(room.free_milli),
-            room.gpu_indices,
-            room.free_cpus,
-            room.free_memory_bytes,
-        )
-        for host, room in rooms.by_host.items()
-    }
     for index in range(ask.shape.count):
-        piece = _first_fit(trial.values(), lease_id, index, ask, used)
+        piece = _first_fit(rooms.by_host.values(), lease_id, index, ask, used)
         if piece is None:
+            rooms.give(placed)
             return None
-        trial[piece.host].take(piece)
+        rooms.by_host[piece.host].take(piece)
         if ask.distinct_gpus:
             used.update((piece.host, gpu) for gpu in piece.gpu_indices)
         placed.append(piece)
-    rooms.by_host = trial
     return tuple(placed)
+
+
+def fits(rooms: Rooms, ask: Ask) -> bool:
+    """Whether an ask could be placed; ``rooms`` stay as they were."""
+    slices = place(rooms, "?", ask)
+    rooms.give(slices or ())
+    return slices is not None
 
 
 def _first_fit(
@@ -116,7 +149,7 @@ def _first_fit(
 
 def ever_fits(hosts: Sequence[Host], ask: Ask) -> bool:
     """Whether the farm could hold the ask if it were empty (cordoned and silent hosts count: they may come back)."""
-    return place(Rooms.of([_opened(host) for host in hosts], ()), "?", ask) is not None
+    return fits(Rooms.of([_opened(host) for host in hosts], ()), ask)
 
 
 def _opened(host: Host) -> Host:

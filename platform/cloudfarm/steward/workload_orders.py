@@ -1,0 +1,162 @@
+"""Carrying out what was decided about jobs and services: in the store, and by Ray and Serve."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cloudfarm.domain.status import Event, JobStatus, ServiceStatus, transition
+from cloudfarm.ports import Artifacts, Hosts, RayJobs, Serving, UnitOfWork
+from cloudfarm.steward import view as v
+from cloudfarm.steward.orders import Handler, Orders, lease_in
+from cloudfarm.steward.placing import lease_for_service
+from cloudfarm.steward.wrapup import archive_log, collect_models
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadOrders(Orders):
+    """What jobs and services need."""
+
+    hosts: Hosts
+    ray_jobs: RayJobs
+    serving: Serving
+    artifacts: Artifacts
+    max_log_bytes: int
+
+    def handlers(self) -> Mapping[type, Handler]:
+        """Return what carries out each kind of decision."""
+        return {
+            v.SubmitJob: self._submit_job,
+            v.StopJob: self._stop_job,
+            v.UpdateJob: self._update_job,
+            v.RequeueJob: self._requeue_job,
+            v.LeaseForService: self._lease_for_service,
+            v.UpdateService: self._update_service,
+            v.DeployServices: self._deploy,
+        }
+
+    async def _submit_job(self, decision: v.SubmitJob, view: v.FarmView, epoch: int) -> None:
+        async def work(uow: UnitOfWork) -> None:
+            job = await uow.jobs.get(decision.job_id)
+            if job.submitted_ms is None:
+                await uow.jobs.update(replace(job, submitted_ms=view.now_ms))
+
+        await self.in_store(epoch, work)
+        job = next(job for job in view.jobs if job.id == decision.job_id)
+        lease = lease_in(view, job.lease_id)
+        env = {
+            "CLOUDFARM_JOB": job.id,
+            "CLOUDFARM_MODEL_OUTBOX": self.artifacts.uri("tenants", job.tenant, "outbox", job.id),
+        }
+        await self.ray_jobs.submit(job, env=env, label_selector={"lease": lease.id})
+
+    async def _stop_job(self, decision: v.StopJob, view: v.FarmView, epoch: int) -> bool:
+        await self.check(epoch)
+        await self.ray_jobs.stop(next(job.ray_id for job in view.jobs if job.id == decision.job_id))
+        return False
+
+    async def _update_job(self, decision: v.UpdateJob, view: v.FarmView, epoch: int) -> None:
+        seen = next(job for job in view.jobs if job.id == decision.job_id)
+        lease = next((lease for lease in view.leases if lease.id == seen.lease_id), None)
+        log_uri = seen.log_uri
+        models: list[tuple[str, str, Mapping[str, Any]]] = []
+        if decision.status.is_terminal and seen.submitted_ms is not None:
+            # Before the lease may end: afterwards the host keeps the log only as long as its disk does.
+            if lease is not None:
+                log_uri = await archive_log(
+                    seen, lease, self.hosts, self.artifacts, self.max_log_bytes, final=True
+                )
+            if decision.status is JobStatus.SUCCEEDED:
+                models = await collect_models(seen, self.artifacts)
+
+        async def work(uow: UnitOfWork) -> None:
+            job = await uow.jobs.get(decision.job_id)
+            ray = decision.ray
+            step = transition(
+                job,
+                decision.status,
+                now_ms=view.now_ms,
+                message=decision.message,
+                log_uri=log_uri,
+                started_ms=(ray.started_ms if ray else None) or job.started_ms,
+                ended_ms=((ray.ended_ms if ray else None) or view.now_ms)
+                if decision.status.is_terminal
+                else None,
+                error_type=job.error_type or (ray.error_type if ray else None),
+                driver_exit_code=ray.driver_exit_code if ray else None,
+            )
+            await uow.apply(step)
+            for name, uri, manifest in models:
+                model = await uow.models.register(
+                    tenant=job.tenant,
+                    name=name,
+                    uri=uri,
+                    job_id=job.id,
+                    manifest=manifest,
+                    now_ms=view.now_ms,
+                )
+                await uow.events.append(
+                    Event(
+                        view.now_ms,
+                        "model.registered",
+                        model.id,
+                        job.tenant,
+                        "steward",
+                        f"{model.ref} from job {job.submission_id}",
+                    ),
+                )
+
+        await self.in_store(epoch, work)
+
+    async def _requeue_job(self, decision: v.RequeueJob, view: v.FarmView, epoch: int) -> None:
+        seen = next(job for job in view.jobs if job.id == decision.job_id)
+        lease = lease_in(view, seen.lease_id)
+        await archive_log(seen, lease, self.hosts, self.artifacts, self.max_log_bytes, final=False)
+
+        async def work(uow: UnitOfWork) -> None:
+            job = await uow.jobs.get(decision.job_id)
+            job = replace(job, submitted_ms=None, attempt=seen.attempt + 1, error_type=None)
+            message = "preempted; waits for its lease's next segment"
+            if job.status is JobStatus.PENDING:
+                await uow.jobs.update(replace(job, message=message))
+            else:
+                await uow.apply(transition(job, JobStatus.PENDING, now_ms=view.now_ms, message=message))
+
+        await self.in_store(epoch, work)
+
+    async def _lease_for_service(self, decision: v.LeaseForService, view: v.FarmView, epoch: int) -> None:
+        async def work(uow: UnitOfWork) -> None:
+            service = await uow.services.get(decision.service_id)
+            lease = lease_for_service(service, view.now_ms)
+            await uow.leases.add(lease)
+            message = f"waits for its lease {lease.id}"
+            if service.status is ServiceStatus.PENDING:
+                await uow.services.update(replace(service, lease_id=lease.id, message=message))
+            else:
+                step = transition(
+                    service, ServiceStatus.PENDING, now_ms=view.now_ms, message=message, lease_id=lease.id
+                )
+                await uow.apply(step)
+
+        await self.in_store(epoch, work)
+
+    async def _update_service(self, decision: v.UpdateService, view: v.FarmView, epoch: int) -> None:
+        async def work(uow: UnitOfWork) -> None:
+            service = await uow.services.get(decision.service_id)
+            await uow.apply(
+                transition(service, decision.status, now_ms=view.now_ms, message=decision.message)
+            )
+
+        await self.in_store(epoch, work)
+
+    async def _deploy(self, decision: v.DeployServices, view: v.FarmView, epoch: int) -> bool:
+        await self.check(epoch)
+        wanted = set(decision.service_ids)
+        leases = {lease.id: lease for lease in view.leases}
+        await self.serving.apply(
+            [
+                (service, view.models[service.model_id], leases[service.lease_id or ""])
+                for service in view.services
+                if service.id in wanted
+            ],
+        )
+        return False

@@ -1,0 +1,81 @@
+"""What was promised comes back: a stock Ray Train script is preempted, queued anew, resumes, and is refunded."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import RunningFarm, Tenant, new_farm, until
+
+pytestmark = [pytest.mark.own_farm, pytest.mark.timeout(400)]
+
+TRAIN = Path(__file__).parent / "preempt_jobs"
+NOTICE_S = "6"
+
+
+@pytest.fixture(scope="module")
+def quota_farm() -> Iterator[RunningFarm]:
+    """A farm whose two tenants are promised half of it each; borrowers may be preempted after ten seconds."""
+    farm = new_farm("quota")
+    farm.more_env = {"CLOUDFARM_MIN_RUN_S": "10", "CLOUDFARM_PREEMPT_NOTICE_S": NOTICE_S}
+    farm.up()
+    try:
+        tenants = [farm.tenant("univ"), farm.tenant("solar")]
+        half = {"gpus": 2}
+        with farm.operator as operator:
+            quotas = [{"id": tenant.slug, "guarantee": half} for tenant in tenants]
+            operator.request("PUT", "/v1/quotas", json=quotas)
+        yield farm
+    finally:
+        farm.remove()
+
+
+def test_a_train_job_is_preempted_resumes_and_is_refunded(quota_farm: RunningFarm) -> None:
+    univ, solar = quota_farm.tenant("univ"), quota_farm.tenant("solar")
+    own = univ.hold("2x1", cpus=2)
+    job = univ.start_job(
+        "env",
+        "RAY_DEDUP_LOGS=0",
+        "python",
+        "epochs.py",
+        metadata={"gpus": "2x0.5", "cpus": "2", "hours": "1"},
+        files=TRAIN,
+    )
+    univ.wait_job(job, "RUNNING")
+    until(lambda: "epoch 4" in univ.logs(job), "some epochs", 120)
+    promised = solar.ask("2x1", cpus=2)
+    told = until(
+        lambda: (found := univ.job(job))["message"] and "taken back" in found["message"] and found, "notice"
+    )
+    assert promised["id"] not in told["message"]  # nothing of another tenant's is told
+    assert univ.lease(own["id"])["status"] == "ACTIVE"
+    solar.wait_lease(promised["id"], "ACTIVE", timeout_s=60)
+    waits = univ.wait_job(job, "PENDING", timeout_s=60)
+    assert "preempted" in waits["message"] or "waits" in waits["message"]
+    lease = next(each for each in leases(univ) if each["kind"] == "job")
+    assert (lease["status"], lease["slices"]) == ("WAITING", [])
+    solar.release(promised["id"])
+    ended = univ.wait_job(job, timeout_s=240)
+    log = univ.logs(job)
+    assert ended["status"] == "SUCCEEDED", ended["message"] + log[-3000:]
+    first, _, second = log.partition("attempt 2 begins here")
+    assert "epoch 0" in first
+    assert "resumed at epoch" in second
+    assert "epoch 0\n" not in second
+    entries = statement(quota_farm, lease["id"])
+    refunds = [entry for entry in entries if entry["kind"] == "refund"]
+    runs = [entry for entry in entries if entry["kind"] == "job"]
+    assert len(runs) >= 1
+    assert sum(entry["milli_gpu_seconds"] for entry in refunds) <= 0
+    # What was saved in the notice leaves little to give back: less than the notice and a checkpoint's interval.
+    assert -sum(entry["milli_gpu_seconds"] for entry in refunds) <= 1000 * (int(NOTICE_S) + 10)
+
+
+def leases(tenant: Tenant) -> list[dict]:
+    with tenant.client as client:
+        return client.get("/v1/leases", open_only=True)
+
+
+def statement(farm: RunningFarm, lease_id: str) -> list[dict]:
+    return json.loads(farm.cli("usage", "--lease", lease_id, "--json").stdout)["lines"]

@@ -1,0 +1,146 @@
+"""What was promised comes back: the whole life of a preemption on a farm in memory."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cloudfarm.domain.lease import LeaseKind
+from cloudfarm.domain.ledger import REFUND
+from cloudfarm.domain.quantities import GIB
+from cloudfarm.domain.quota import Amounts, Quota
+from cloudfarm.domain.status import JobStatus, LeaseStatus
+from cloudfarm.scheduler.rules import Rules
+from cloudfarm.testing.farm import MemoryFarm
+from cloudfarm.testing.invariants import check_invariants
+
+NOTICE_MS = 60_000
+QUOTAS = [Quota(name, None, Amounts(2000, 16, 64 * GIB)) for name in ("a", "b")]
+RULES = Rules(min_run_ms=600_000, preempt_notice_ms=NOTICE_MS)
+
+
+@pytest.fixture
+async def farm() -> MemoryFarm:
+    """Tenant a holds the whole farm, half of it borrowed; its second lease runs a job."""
+    farm = MemoryFarm(rules=RULES, quotas=QUOTAS)
+    farm.hosts.busy = {"h0", "h1"}  # else Ray ends drained nodes at once
+    await farm.begin()
+    await farm.request("own", "2x1", hours=10)
+    await farm.settle()
+    farm.clock.advance(1000)
+    await farm.request("borrowed", "2x1", hours=10, kind=LeaseKind.JOB)
+    await farm.submit("train", "borrowed")
+    await farm.settle()
+    return farm
+
+
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def tick(farm: MemoryFarm, ms: int = 0) -> None:
+    farm.clock.advance(ms)
+    await farm.settle()
+    await check_invariants(farm.store)
+
+
+async def test_a_borrower_is_told_stopped_queued_anew_and_refunded(farm: MemoryFarm) -> None:
+    await farm.request("promised", "2x1", tenant="b", hours=1)
+    await tick(farm, 60_000)
+    assert (await farm.lease("borrowed")).preempted_ms is None  # it has not had its minimum time
+    await tick(farm, 540_000)
+    told = await farm.lease("borrowed")
+    assert told.preempted_ms == farm.clock.now_ms() + NOTICE_MS
+    assert "another tenant's lease, which is within its guarantee" in told.message
+    assert "promised" not in told.message
+    assert {host for host, _, _ in farm.hosts.drained} == {"h1"}
+    assert (await farm.lease("own")).preempted_ms is None
+    assert "room is made for it" in (await farm.lease("promised")).message
+    await tick(farm, NOTICE_MS - 1)
+    assert (await farm.lease("borrowed")).status is LeaseStatus.ACTIVE
+    await tick(farm, 1)
+    promised, waits, job = (
+        await farm.lease("promised"),
+        await farm.lease("borrowed"),
+        await farm.job("train"),
+    )
+    assert promised.status is LeaseStatus.ACTIVE
+    assert (waits.status, waits.slices, waits.preempted_ms) == (LeaseStatus.WAITING, (), None)
+    assert (job.status, job.attempt, job.submitted_ms) == (JobStatus.PENDING, 1, None)
+    async with farm.store.begin(write=False) as uow:
+        charged, refund = await uow.ledger.list(lease_id="borrowed")
+    assert charged.milli_gpu_seconds == 2000 * 660
+    assert (refund.kind, refund.milli_gpu_seconds) == (REFUND, -charged.milli_gpu_seconds)
+    await farm.release("promised")
+    await tick(farm)
+    again, job = await farm.lease("borrowed"), await farm.job("train")
+    assert (again.status, again.segment) == (LeaseStatus.ACTIVE, 3)
+    assert job.ray_id in farm.ray_jobs.jobs
+    farm.ray_jobs.end(job.ray_id, JobStatus.SUCCEEDED)
+    await tick(farm)
+    assert (await farm.job("train")).status is JobStatus.SUCCEEDED
+    assert (await farm.lease("borrowed")).status is LeaseStatus.ENDED
+
+
+@pytest.mark.parametrize("ended", [JobStatus.SUCCEEDED, JobStatus.FAILED])
+async def test_a_job_that_ends_in_its_notice(farm: MemoryFarm, ended: JobStatus) -> None:
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 600_000)
+    farm.ray_jobs.end((await farm.job("train")).ray_id, ended)
+    await tick(farm, 1000)
+    job = await farm.job("train")
+    if ended is JobStatus.SUCCEEDED:
+        assert (job.status, (await farm.lease("borrowed")).status) == (ended, LeaseStatus.ENDED)
+    else:  # of the drain, as far as anybody can tell
+        assert (job.status, job.attempt) == (JobStatus.PENDING, 1)
+        assert job.ray_id not in farm.ray_jobs.jobs
+
+
+async def test_an_owner_who_releases_a_preempted_lease_does_not_get_it_again(farm: MemoryFarm) -> None:
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 600_000)
+    await farm.release("borrowed")
+    await tick(farm)
+    assert (await farm.lease("borrowed")).status is LeaseStatus.ENDED
+    assert (await farm.job("train")).status is JobStatus.STOPPED
+    assert (await farm.lease("promised")).status is LeaseStatus.ACTIVE
+
+
+async def test_idle_nodes_are_gone_at_once(farm: MemoryFarm) -> None:
+    farm.hosts.busy.clear()
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 600_000)
+    assert (await farm.lease("borrowed")).status is LeaseStatus.WAITING
+    assert (await farm.lease("promised")).status is LeaseStatus.ACTIVE
+
+
+async def test_only_what_is_borrowed_is_taken_and_a_crash_changes_nothing(farm: MemoryFarm) -> None:
+    await farm.request("too-much", "4x1", tenant="b")
+    await tick(farm, 600_000)
+    assert (await farm.lease("borrowed")).preempted_ms is None  # four are not promised to b
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 1000)
+    deadline_ms = (await farm.lease("borrowed")).preempted_ms
+    assert deadline_ms is not None
+    await farm.crash()
+    await tick(farm, 1000)
+    assert (await farm.lease("borrowed")).preempted_ms == deadline_ms
+    assert (await farm.lease("own")).preempted_ms is None
+    await tick(farm, NOTICE_MS)
+    assert (await farm.lease("promised")).status is LeaseStatus.ACTIVE
+
+
+async def test_what_was_saved_is_not_refunded_and_its_time_is_used_up(farm: MemoryFarm) -> None:
+    lease = await farm.lease("borrowed")
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 500_000)
+    run = f"ray_train_run-{(await farm.job('train')).id}-1"
+    snapshot = ("tenants", "a", "runs", run, "checkpoint_manager_snapshot.json")
+    await farm.artifacts.write(*snapshot, data=once(b"{}"), max_bytes=10)
+    await tick(farm, 100_000)
+    await tick(farm, NOTICE_MS)
+    async with farm.store.begin(write=False) as uow:
+        charged, refund = await uow.ledger.list(lease_id="borrowed")
+    assert charged.milli_gpu_seconds == 2000 * 660
+    assert refund.milli_gpu_seconds == -2000 * 160
+    waits = await farm.lease("borrowed")
+    assert lease.ask.duration_ms - waits.ask.duration_ms == 500_000
