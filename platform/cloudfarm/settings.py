@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     """How long lease nodes may take to come up."""
     notice_s: int = Field(default=60, ge=0)
     """How long before its time limit a lease is told and its nodes drained."""
-    min_run_s: int = Field(default=600, ge=0)
+    min_run_s: int = Field(default=300, ge=0)
     """How long a lease runs at least before what it borrows may be taken back."""
     preempt_notice_s: int = Field(default=60, ge=1)
     """How long before it is stopped a preempted lease is told and its nodes drained."""

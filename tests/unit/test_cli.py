@@ -75,3 +75,13 @@ def test_down_without_a_farm_is_refused(monkeypatch, tmp_path: Path, capsys) -> 
 
 def test_wrong_usage_is_exit_code_2(monkeypatch) -> None:
     assert run(monkeypatch, "lease", "request") == 2
+
+
+def test_simulations_need_no_farm(monkeypatch, capsys):
+    farm = ["--hosts", "2", "--gpus", "2", "--hours", "0.2", "--seed", "3", "--load", "1.3", "--burst"]
+    assert run(monkeypatch, "simulate", "tenants", *farm, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["setup"]["burst"] is True
+    assert told["measures"]["tenants"].keys() == {"t0", "t1"}
+    assert run(monkeypatch, "simulate", "tenants", "--hosts", "0") == 1
+    assert "are positive" in capsys.readouterr().err

@@ -46,7 +46,10 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "operations": {*CORE, "settings", "container", "store", "raylayer"},
     "client": {"errors", "httpx"},
-    "cli": {"cli", "client", "errors", "settings", "container", "operations", "raylayer", "simulate", "typer", "rich"},
+    "cli": {
+        "cli", "client", "errors", "settings", "container", "operations", "raylayer", "scheduler.rules", "simulate",
+        "typer", "rich",
+    },
     "demo": {"client", "errors", "settings", "operations", "raylayer", "rich"},
     "testing": {
         *CORE, "testing", "settings", "steward", "scheduler", "usecases", "store", "api", "artifacts", "client",

@@ -1,7 +1,5 @@
 """Many tenants in simulated time: the workload, the figures on cases counted by hand, and the command."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,6 @@ from cloudfarm.domain.quota import Quota, QuotaTree
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules, next_look_ms
-from cloudfarm.simulate.__main__ import main
 from cloudfarm.simulate.measures import WINDOW_MS, Record, entitlement, measure
 from cloudfarm.simulate.tenants import BURST, Setup, run, shares, workload
 from cloudfarm.simulate.world import Work, World
@@ -139,28 +136,3 @@ def test_every_host_is_promised_to_somebody(hosts):
 def test_a_farm_that_cannot_be_is_refused():
     with pytest.raises(InvalidInputError, match="are positive"):
         run(Setup(hosts=0))
-
-
-def test_the_command_prints_the_report(capsys):
-    words = [
-        "tenants",
-        "--hosts",
-        "2",
-        "--gpus",
-        "4",
-        "--hours",
-        "1",
-        "--seed",
-        "3",
-        "--load",
-        "1.3",
-        "--burst",
-    ]
-    assert main([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["setup"]["burst"] is True
-    assert told["measures"]["tenants"].keys() == {"t0", "t1"}
-    assert main(words) == 0
-    assert "wait_mean_s" in capsys.readouterr().out
-    assert main(["tenants", "--hosts", "0"]) == 2
-    assert "are positive" in capsys.readouterr().err

@@ -34,3 +34,28 @@ def openb(
     from cloudfarm.simulate.openb import simulate as run  # noqa: PLC0415 - numpy is slow to import
 
     show(asdict(run(nodes, pods, seed, arrivals)), as_json=as_json)
+
+
+@simulate.command()
+def tenants(
+    hosts: Annotated[int, typer.Option(help="Hosts of the farm.")] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs of each host.")] = 8,
+    load: Annotated[float, typer.Option(help="GPU-time asked for, as a part of the farm's.")] = 1.0,
+    hours: Annotated[float, typer.Option(help="For so long leases arrive.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 42,
+    min_run_s: Annotated[
+        int, typer.Option(help="How long a borrower runs before it may be preempted.")
+    ] = 300,
+    notice_s: Annotated[int, typer.Option(help="How long it is told before.")] = 60,
+    *,
+    burst: Annotated[
+        bool, typer.Option("--burst", help="One tenant asks for 4 times its guarantee.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let many tenants share a farm under the live policy: waits, shares, what is taken back (docs/scheduling.md)."""
+    from cloudfarm.scheduler.rules import Rules  # noqa: PLC0415
+    from cloudfarm.simulate.tenants import Setup, run  # noqa: PLC0415
+
+    rules = Rules(min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s)
+    show(run(Setup(hosts, gpus, load, burst, hours, seed, rules)).as_json(), as_json=as_json)
