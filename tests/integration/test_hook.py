@@ -97,7 +97,11 @@ class Farm:
                 "CLOUDFARM_STORAGE_PATH": str(self.root / "storage"),
             }
             if lease == "B":
-                env |= {"CLOUDFARM_NO_PIDNS": "1", "CLOUDFARM_NODE_SESSION": str(self.root / name)}
+                env |= {
+                    "CLOUDFARM_NO_PIDNS": "1",
+                    "CLOUDFARM_NODE_SESSION": str(self.root / name),
+                    "RAY_ADDRESS": self.gcs,
+                }
             self.start_node(
                 name,
                 {} if lease == "U" else env,
