@@ -143,6 +143,7 @@ class RayLogs:
                 additional_headers=self._http.headers,
                 max_size=None,
                 compression=None,  # with it, Ray sends nothing and closes
+                close_timeout=0.1,  # Ray answers nobody who wants to leave before its own tail has ended
                 ping_interval=None,  # on loopback a dead peer closes; a busy one must not be taken for dead
             ) as socket:
                 async for text in socket:
