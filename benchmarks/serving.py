@@ -102,14 +102,15 @@ def targets(farm: BenchFarm) -> Iterator[dict[str, Target]]:
     farm.tenant.post("/v1/services", {"model": version.ref, "name": SERVICE, **SHAPE})
     with farm.lease(**SHAPE) as lease:
         deploy = "from benchmarks.stock_app import main; main()"
-        command = [sys.executable, "-c", deploy, uri, lease["id"]]
+        address, port = farm.local.settings.bind_address, farm.local.settings.port + 1
+        command = [sys.executable, "-c", deploy, uri, lease["id"], address, str(port)]
         run(command, farm.ray_env)
         service = farm.wait(f"/v1/services/{SERVICE}", "RUNNING")
         key = farm.tenant.post("/v1/keys", {"user": "caller", "services": [SERVICE]})["secret"]
         yield {
             FARM: Target(farm.local.url + service["predict"], {KEY_ENV: key}),
-            MODEL: Target(farm.local.url + model.STOCK_ROUTE, {}),
-            INGRESS: Target(f"{farm.local.url}{model.STOCK_INGRESS_ROUTE}/", {}),
+            MODEL: Target(f"http://{address}:{port}{model.STOCK_ROUTE}", {}),
+            INGRESS: Target(f"http://{address}:{port}{model.STOCK_INGRESS_ROUTE}/", {}),
         }
         farm.tenant.delete(f"/v1/services/{SERVICE}")
 

@@ -1,10 +1,11 @@
 """The farm's forecaster as stock Serve serves it, with HTTP routes of its own and nobody who asks for a key.
 
-    python -c 'from benchmarks.stock_app import main; main()' MODEL_URI LEASE
+    python -c 'from benchmarks.stock_app import main; main()' MODEL_URI LEASE ADDRESS PORT
 
 (imported by its name, because what a replica gets must be importable there) deploys two applications beside the
 farm's own: ``/bench-model``, where Serve's proxy calls the model, and ``/bench-ingress``, where the proxy calls a thin
-FastAPI ingress on the head, which calls the same model by its handle, as the front door does.
+FastAPI ingress on the head, which calls the same model by its handle. The farm itself has no proxy, since its front
+door listens for itself: Serve's own is started here, on the head, as Serve's controller would.
 """
 
 import argparse
@@ -13,6 +14,9 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.proxy_state import ActorProxyWrapper
+from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
 
 from benchmarks.model import STOCK_INGRESS_ROUTE, STOCK_ROUTE
@@ -55,6 +59,22 @@ def deploy(model_uri: str, lease: str) -> None:
     serve.run(ingress.bind(), name="stock.ingress", route_prefix=STOCK_INGRESS_ROUTE, logging_config=quiet)
 
 
+def start_proxy(address: str, port: int) -> None:
+    """Start Serve's proxy on the head, and return when it answers."""
+    (head,) = [node for node in ray.nodes() if node["Labels"].get("role") == "head" and node["Alive"]]
+    proxy = ActorProxyWrapper._get_or_create_proxy_actor(  # noqa: SLF001 - Serve has no public way
+        http_options=HTTPOptions(host=address, port=port, keep_alive_timeout_s=75),
+        grpc_options=gRPCOptions(),
+        name="stock-proxy",
+        node_id=head["NodeID"],
+        node_ip_address=head["NodeManagerAddress"],
+        port=None,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    ray.get(proxy.ready.remote())
+    ray.get(proxy.serving.remote())
+
+
 def main() -> None:
     """Deploy into the cluster that the environment names."""
     parser = argparse.ArgumentParser(
@@ -62,7 +82,10 @@ def main() -> None:
     )
     parser.add_argument("model_uri")
     parser.add_argument("lease")
+    parser.add_argument("address")
+    parser.add_argument("port", type=int)
     asked = parser.parse_args()
     ray.init(namespace="serve", log_to_driver=False, logging_level="ERROR")
     deploy(asked.model_uri, asked.lease)
+    start_proxy(asked.address, asked.port)
     ray.shutdown()

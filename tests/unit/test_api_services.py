@@ -176,3 +176,32 @@ async def test_a_services_lease_is_ended_by_deleting_the_service(door: FrontDoor
         await uow.commit()
     answer = await door.call("alpha.member", "DELETE", f"/v1/leases/{lease['id']}")
     assert "delete the service" in assert_problem(answer, 409, "conflict")["detail"]
+
+
+async def test_a_revoked_key_is_refused_within_a_second_and_asked_for_rarely_until_then(door: FrontDoor):
+    await deploy(door)
+    await door.start_service("wind")
+    made = (await door.call("alpha.admin", "POST", "/v1/keys", json={"user": "app"})).json()
+
+    async def status() -> int:
+        headers = {"Authorization": f"Bearer {made['secret']}"}
+        async with door.client(**headers) as client:
+            return (await client.post("/v1/services/wind/predict", json={})).status_code
+
+    assert await status() == 200
+    await door.call("alpha.admin", "DELETE", f"/v1/keys/{made['id']}")
+    assert await status() == 200  # it was let through a moment ago
+    door.clock.advance(999)
+    assert await status() == 401
+    assert await status() == 401
+
+
+async def test_who_was_refused_is_let_through_as_soon_as_it_may_be(door: FrontDoor):
+    await deploy(door)
+    path = "/v1/services/wind/predict"
+    assert_problem(await door.call("alpha.key", "POST", path, json={}), 503, "unavailable")
+    await door.start_service("wind")
+    assert (await door.call("alpha.key", "POST", path, json={})).status_code == 200
+    # What one caller may do says nothing about another.
+    assert_problem(await door.call("beta.key", "POST", path, json={}), 404, "not_found")
+    assert_problem(await door.call("alpha.viewer", "POST", path, json={}), 403, "forbidden")

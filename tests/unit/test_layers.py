@@ -33,7 +33,9 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         *CORE, "raylayer", "settings", "steward.loop",
         "ray", "grpc", "httpx", "psutil", "websockets", "runtime_env_agent", "runtime_env_consts",
     },
-    "api": {*CORE, "api", "usecases", "settings", "fastapi", "starlette", "pydantic", "httpx"},
+    "api": {
+        *CORE, "api", "usecases", "settings", "fastapi", "starlette", "pydantic", "httpx", "uvicorn",
+    },
     "artifacts": {*CORE, "pyarrow"},
     # What the thin jobs and services call: usable under plain Ray, without a farm.
     "training": {"training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors"},

@@ -20,6 +20,7 @@ from cloudfarm.api.routers import (
     session,
     tenants,
 )
+from cloudfarm.usecases.inference import Gate
 
 DASHBOARD_TIMEOUT_S = 60.0
 
@@ -36,6 +37,7 @@ def create_app(context: ApiContext) -> FastAPI:
         lifespan=_dashboard_client,
     )
     app.state.context = context
+    app.state.gate = Gate(context.store, context.clock)
     install_handlers(app)
     for module in (ray_jobs, ray_packages, tenants, session, leases, services, quotas, farm, dashboard):
         app.include_router(module.router)

@@ -20,15 +20,24 @@ COOKIE = "cloudfarm-session"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-async def get_caller(connection: HTTPConnection, context: Context) -> Principal:
-    """Return who calls, by token or key.
+async def get_secret(connection: HTTPConnection) -> str | None:
+    """Return the token or key of a request, which is still to be checked.
 
-    The secret comes in ``Authorization``, in Ray's own ``X-Ray-Authorization`` (for clients behind a proxy
+    It comes in ``Authorization``, in Ray's own ``X-Ray-Authorization`` (for clients behind a proxy
     that uses the first for itself), or in the session cookie that browsers get.
     """
     secret = bearer_of(connection)
     if secret is None and (secret := connection.cookies.get(COOKIE)) is not None:
         _refuse_foreign_pages(connection)
+    return secret
+
+
+Secret = Annotated[str | None, Depends(get_secret)]
+"""A token or a key, not yet checked; None if there is none."""
+
+
+async def get_caller(secret: Secret, context: Context) -> Principal:
+    """Return who calls, by token or key."""
     return await authenticate(context.store, context.clock, secret)
 
 

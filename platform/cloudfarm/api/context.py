@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from cloudfarm.clock import Clock
 from cloudfarm.ports import Artifacts, Inference, LiveLogs, Nudge, Store
 from cloudfarm.settings import Settings
+from cloudfarm.usecases.inference import Gate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +43,13 @@ async def get_context(connection: HTTPConnection) -> ApiContext:
 
 
 Context = Annotated[ApiContext, Depends(get_context)]
+
+
+async def get_gate(connection: HTTPConnection) -> Gate:
+    """Return the application's gate to the services."""
+    gate: Gate = connection.app.state.gate
+    return gate
+
+
+ServiceGate = Annotated[Gate, Depends(get_gate)]
+"""Who may call which service."""

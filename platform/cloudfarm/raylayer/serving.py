@@ -31,7 +31,7 @@ class ServeClient:
     def __init__(self, http: RayHttp, address: str, port: int, state_dir: str) -> None:
         self._http = http
         self._frame = {
-            "proxy_location": "HeadOnly",
+            "proxy_location": "Disabled",
             "http_options": {"host": address, "port": port, "keep_alive_timeout_s": 75},
             "logging_config": {"enable_access_log": False},
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from cloudfarm.api.auth import Member, Viewer, get_caller
+from cloudfarm.api.auth import Member, Viewer, get_caller, get_secret
 from cloudfarm.api.context import ApiContext, Context
 from cloudfarm.api.problem import deny
 from cloudfarm.api.schemas import JsonBody
@@ -89,7 +89,7 @@ async def read_log(submission_id: str, caller: Viewer, context: Context) -> dict
 async def tail_log(websocket: WebSocket, submission_id: str, context: Context) -> None:
     """Follow a job's log, from before it starts until it has ended."""
     try:
-        caller = await get_caller(websocket, context)
+        caller = await get_caller(await get_secret(websocket), context)
         # Refuse before the handshake is over: afterwards a client cannot tell a refusal from an empty log.
         await jobs.get_job(context.store, caller, submission_id)
     except CloudfarmError as error:

@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from cloudfarm.api import schemas
-from cloudfarm.api.auth import Caller, Member, Viewer
-from cloudfarm.api.context import Context
+from cloudfarm.api.auth import Member, Secret, Viewer
+from cloudfarm.api.context import Context, ServiceGate
 from cloudfarm.usecases import inference, models, services
 
 router = APIRouter(prefix="/v1", tags=["Models and services"])
@@ -71,6 +71,8 @@ async def delete(name: str, caller: Member, context: Context) -> dict[str, str]:
 
 
 @router.post("/services/{name}/predict")
-async def predict(name: str, caller: Caller, context: Context, body: schemas.JsonBody) -> Mapping[str, Any]:
+async def predict(
+    name: str, secret: Secret, gate: ServiceGate, context: Context, body: schemas.JsonBody
+) -> Mapping[str, Any]:
     """Call a service: the one route that API keys open."""
-    return await inference.predict(context.store, context.inference, caller, name, body)
+    return await inference.predict(gate, context.inference, secret, name, body)
