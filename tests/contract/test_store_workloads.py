@@ -40,7 +40,13 @@ FULL_LEASE = make_lease(
     kind=LeaseKind.SERVICE,
     owner="김 🦊",
     ask=Ask(
-        Shape(2, 2000), cpus=0, memory_bytes=2**62, duration_ms=1, gpu_model="H200 µ", distinct_gpus=False
+        Shape(2, 2000),
+        cpus=0,
+        memory_bytes=2**62,
+        duration_ms=1,
+        gpu_model="H200 µ",
+        distinct_gpus=False,
+        not_before_ms=2**41,
     ),
     slices=(
         Slice("l1", 0, "호스트-1", (0, 7), 2000, 0, 2**62, node_id="ab12", isolation="mount, cgroup"),

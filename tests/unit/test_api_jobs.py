@@ -97,6 +97,19 @@ async def test_project_and_priority_come_from_the_metadata(door: FrontDoor):
     assert len((await door.call("alpha.viewer", "GET", "/v1/leases")).json()) == 1
 
 
+async def test_a_job_for_a_time_to_come(door: FrontDoor):
+    job = await door.job(await door.submit(metadata={"not_before": "2027-01-15T09:00Z"}))
+    async with door.store.begin(write=False) as uow:
+        lease = await uow.leases.get(job.lease_id)
+    assert lease.ask.not_before_ms == door.clock.now_ms() + 3_600_000
+    for not_before in ("", "2h", "2027-01-15T07:00Z", "2030-01-15T07:00Z"):
+        body = {"entrypoint": "true", "metadata": {"not_before": not_before}}
+        answer = await door.call("alpha.member", "POST", "/api/jobs/", json=body)
+        assert answer.status_code == 422, not_before
+        assert "not_before" in answer.text
+    assert len((await door.call("alpha.viewer", "GET", "/v1/leases")).json()) == 1
+
+
 async def test_entrypoint_memory_is_the_least_a_slice_has(door: FrontDoor):
     job = await door.job(await door.submit(entrypoint_memory=8 * 2**30))
     async with door.store.begin(write=False) as uow:

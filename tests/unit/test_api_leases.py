@@ -37,6 +37,29 @@ async def test_project_and_priority(door: FrontDoor):
     assert (plain["project"], plain["priority"]) == ("", 0)
 
 
+async def test_a_reservation_for_a_time_to_come(door: FrontDoor):
+    lease = await door.lease(not_before="2027-01-15T18:00+09:00")
+    assert lease["not_before"] == "2027-01-15T09:00:00.000Z"
+    assert (await door.lease())["not_before"] is None
+    async with door.store.begin(write=False) as uow:
+        stored = await uow.leases.get(lease["id"])
+        (event,) = await uow.events.list(subject=lease["id"])
+    assert stored.ask.not_before_ms == door.clock.now_ms() + HOUR_MS
+    assert event.message == "0.5 GPU for 4 h, from 2027-01-15T09:00:00.000Z on"
+
+
+async def test_when_it_has_to_be_gone_is_shown(door: FrontDoor):
+    lease = await door.lease()
+    assert lease["preempted"] is None
+    await door.start_lease(lease["id"])
+    async with door.store.begin() as uow:
+        stored = await uow.leases.get(lease["id"])
+        await uow.leases.update(replace(stored, preempted_ms=door.clock.now_ms() + 60_000))
+        await uow.commit()
+    shown = (await door.call("alpha.viewer", "GET", f"/v1/leases/{lease['id']}")).json()
+    assert shown["preempted"] == "2027-01-15T08:01:00.000Z"
+
+
 async def test_list_has_the_newest(door: FrontDoor):
     leases = []
     for _ in range(3):
@@ -97,6 +120,12 @@ BAD = [
     ({"gpus": "1", "priority": 0.5}, "invalid_input"),
     ({"gpus": "1", "priority": True}, "invalid_input"),
     ({"gpus": "1", "priority": "high"}, "invalid_input"),
+    ({"gpus": "1", "not_before": "2027-01-15T07:59:59.999Z"}, "invalid_input"),
+    ({"gpus": "1", "not_before": "2028-01-15T08:00:00.001Z"}, "invalid_input"),
+    ({"gpus": "1", "not_before": "2027-01-16T08:00"}, "invalid_input"),
+    ({"gpus": "1", "not_before": "tomorrow"}, "invalid_input"),
+    ({"gpus": "1", "not_before": ""}, "invalid_input"),
+    ({"gpus": "1", "not_before": 1_800_003_600_000}, "invalid_input"),
     ({"gpus": "1", "tenant": "beta"}, "invalid_input"),
     ({"gpus": "3"}, "impossible_shape"),
     ({"gpus": "1", "cpus": 17}, "impossible_shape"),

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from cloudfarm import cli
-from cloudfarm.cli import remote
+from cloudfarm.cli import remote, session
 from cloudfarm.client import FarmClient
 
 
@@ -44,6 +44,31 @@ def test_a_lease_is_requested_with_only_what_was_said(monkeypatch, farm, capsys)
     assert run(monkeypatch, "lease", "request", "2x0.5", "--hours", "4", "--json") == 0
     assert sent == [("POST", "/v1/leases", {"gpus": "2x0.5", "hours": "4"})]
     assert json.loads(capsys.readouterr().out)["id"] == "l1"
+
+
+def test_a_lease_is_reserved_for_a_time_to_come(monkeypatch, farm) -> None:
+    answers, sent = farm
+    answers["POST", "/v1/leases"] = httpx.Response(201, json={"id": "l1"})
+    assert run(monkeypatch, "lease", "request", "1", "--from", "2026-11-22T09:00Z") == 0
+    assert sent == [("POST", "/v1/leases", {"gpus": "1", "not_before": "2026-11-22T09:00Z"})]
+
+
+LEASE = {"id": "l1", "project": "wind", "preempted": "2026-11-22T09:00:00.000Z", "not_before": None}
+
+
+def test_a_lease_says_whose_it_is_and_until_when(monkeypatch, farm, capsys) -> None:
+    answers, _ = farm
+    answers["GET", "/v1/leases/l1"] = httpx.Response(200, json=LEASE)
+    assert run(monkeypatch, "lease", "show", "l1") == 0
+    assert capsys.readouterr().out == "id: l1\nproject: wind\npreempted: 2026-11-22T09:00:00.000Z\n"
+
+
+def test_a_list_of_leases_says_so_too(monkeypatch, farm, capsys) -> None:
+    answers, _ = farm
+    answers["GET", "/v1/leases"] = httpx.Response(200, json=[LEASE])
+    monkeypatch.setattr(session.out, "width", 200)
+    assert run(monkeypatch, "lease", "list") == 0
+    assert capsys.readouterr().out.split()[-3:] == ["l1", "wind", "2026-11-22T09:00:00.000Z"]
 
 
 def test_a_refusal_is_one_line_and_exit_code_1(monkeypatch, farm, capsys) -> None:

@@ -82,6 +82,7 @@ class LeaseBody(Body):
     name: Text | None = None
     project: Text | None = None
     priority: Quantity | None = None
+    not_before: Text | None = None
 
 
 class ExtendBody(Body):
@@ -208,11 +209,13 @@ class LeaseOut(Answer):
     gpu_model: str | None
     distinct_gpus: bool
     priority: int
+    not_before: str | None
     grade: str | None
     created: str | None
     granted: str | None
     started: str | None
     ends: str | None
+    preempted: str | None
     ended: str | None
     reason: str | None
     message: str
@@ -238,11 +241,13 @@ class LeaseOut(Answer):
             gpu_model=lease.ask.gpu_model,
             distinct_gpus=lease.ask.distinct_gpus,
             priority=lease.ask.priority,
+            not_before=iso(lease.ask.not_before_ms),
             grade=lease.grade,
             created=iso(lease.created_ms),
             granted=iso(lease.granted_ms),
             started=iso(lease.started_ms),
             ends=iso(lease.ends_ms),
+            preempted=iso(lease.preempted_ms),
             ended=iso(lease.ended_ms),
             reason=lease.reason,
             message=lease.message,

@@ -6,7 +6,19 @@ import typer
 
 from cloudfarm.cli.session import JsonOption, TenantOption, connect, out, show
 
-LEASE_COLUMNS = ("id", "name", "tenant", "kind", "shape", "status", "grade", "ends", "message")
+LEASE_COLUMNS = (
+    "id",
+    "name",
+    "tenant",
+    "project",
+    "kind",
+    "shape",
+    "status",
+    "grade",
+    "ends",
+    "preempted",
+    "message",
+)
 SERVICE_COLUMNS = ("name", "tenant", "model", "status", "replicas", "lease", "message")
 
 lease = typer.Typer(no_args_is_help=True, help="Leases: the right to slices of GPUs until a time.")
@@ -38,6 +50,9 @@ def lease_request(
     priority: Annotated[
         int | None, typer.Option(help="-100 to 100: the highest of a project goes first.")
     ] = None,
+    not_before: Annotated[
+        str | None, typer.Option("--from", help="Reserve it from then on: 2026-11-22T09:00+09:00.")
+    ] = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,6 +66,7 @@ def lease_request(
         "gpu_model": gpu_model,
         "project": project,
         "priority": priority,
+        "not_before": not_before,
     }
     with connect() as farm:
         show(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from cloudfarm.domain.lease import Ask
+from cloudfarm.domain.moments import parse_not_before
 from cloudfarm.domain.quantities import GIB, MILLI, parse_bytes, parse_count, parse_hours, parse_shape
 from cloudfarm.domain.quota import Quota, quota_of, tree_in_force
 from cloudfarm.domain.status import LeaseStatus
@@ -42,6 +43,7 @@ def build_ask(
     gpu_model: str | None = None,
     distinct_gpus: bool = True,
     priority: str | float | None = None,
+    not_before_ms: int | None = None,
 ) -> Ask:
     """Read an ask; what is left out comes from the settings.
 
@@ -71,7 +73,17 @@ def build_ask(
             at_least=-MAX_PRIORITY,
             at_most=MAX_PRIORITY,
         ),
+        not_before_ms=not_before_ms,
     )
+
+
+def build_not_before(text: str | None, now_ms: int) -> int | None:
+    """Return when a reservation begins; None for what may start at once.
+
+    Raises:
+        InvalidInputError: if it is no time to come.
+    """
+    return None if text is None else parse_not_before(text, now_ms=now_ms)
 
 
 def build_project(project: str | None) -> str:

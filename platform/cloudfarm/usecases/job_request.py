@@ -14,7 +14,17 @@ MAX_ENTRYPOINT = 32 * 1024
 MAX_METADATA = 64
 MAX_METADATA_VALUE = 4096
 
-SHAPE_KEYS = ("gpus", "hours", "cpus", "memory", "gpu_model", "distinct_gpus", "project", "priority")
+SHAPE_KEYS = (
+    "gpus",
+    "hours",
+    "cpus",
+    "memory",
+    "gpu_model",
+    "distinct_gpus",
+    "project",
+    "priority",
+    "not_before",
+)
 """Metadata keys that say what lease the job needs."""
 LEASE_KEY = "lease"
 """Metadata key, and label key, that names a lease held already."""

@@ -18,7 +18,7 @@ from cloudfarm.ports import Artifacts, Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.usecases import paths
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
-from cloudfarm.usecases.asks import build_ask, build_project, check_ask
+from cloudfarm.usecases.asks import build_ask, build_not_before, build_project, check_ask
 from cloudfarm.usecases.job_request import LEASE_KEY, JobRequest, read_job_request
 from cloudfarm.usecases.leases import add_lease, held_lease
 from cloudfarm.usecases.runtime_env import packages_of
@@ -70,7 +70,7 @@ async def submit_job(
     for name in packages_of(request.runtime_env):
         if not await artifacts.exists(*paths.package(tenant, name)):
             raise InvalidInputError(f"package {name} has not been uploaded")
-    ask = _ask_of(request, settings) if request.lease is None else None
+    ask = _ask_of(request, settings, clock) if request.lease is None else None
     project = build_project(request.metadata.get("project")) if ask is not None else ""
 
     async def work(uow: UnitOfWork) -> Job:
@@ -179,7 +179,7 @@ async def find_job(uow: UnitOfWork, principal: Principal, submission_id: str) ->
     raise missing("job", submission_id)
 
 
-def _ask_of(request: JobRequest, settings: Settings) -> Ask:
+def _ask_of(request: JobRequest, settings: Settings, clock: Clock) -> Ask:
     metadata = request.metadata
     gpus: str | float = metadata.get("gpus", request.num_gpus if request.num_gpus is not None else "0")
     cpus = parse_count(metadata.get("cpus", settings.default_cpus), name="cpus", at_least=1)
@@ -196,6 +196,7 @@ def _ask_of(request: JobRequest, settings: Settings) -> Ask:
         gpu_model=metadata.get("gpu_model"),
         distinct_gpus=distinct == "true",
         priority=metadata.get("priority"),
+        not_before_ms=build_not_before(metadata.get("not_before"), clock.now_ms()),
     )
 
 

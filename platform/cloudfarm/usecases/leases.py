@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cloudfarm.clock import Clock
+from cloudfarm.clock import Clock, iso
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Lease, LeaseKind
 from cloudfarm.domain.quantities import MAX_HOURS, parse_hours
@@ -78,6 +78,8 @@ async def add_lease(
     )
     await uow.leases.add(lease)
     message = f"{ask.shape} GPU for {ask.duration_ms / HOUR_MS:g} h"
+    if ask.not_before_ms is not None:
+        message += f", from {iso(ask.not_before_ms)} on"
     await uow.events.append(
         Event(lease.created_ms, "lease.requested", lease.id, lease.tenant, principal.actor, message),
     )

@@ -6,7 +6,7 @@ from cloudfarm.api import schemas
 from cloudfarm.api.auth import Member, Viewer
 from cloudfarm.api.context import Context
 from cloudfarm.usecases import leases
-from cloudfarm.usecases.asks import build_ask
+from cloudfarm.usecases.asks import build_ask, build_not_before
 
 router = APIRouter(prefix="/v1/leases", tags=["Leases"])
 
@@ -23,6 +23,7 @@ async def request_lease(body: schemas.LeaseBody, caller: Member, context: Contex
         gpu_model=body.gpu_model,
         distinct_gpus=body.distinct_gpus,
         priority=body.priority,
+        not_before_ms=build_not_before(body.not_before, context.clock.now_ms()),
     )
     lease = await leases.request_lease(
         context.store, context.clock, context.settings, caller, ask, name=body.name, project=body.project
