@@ -205,7 +205,10 @@ class TestLedger:
     async def test_large_amounts_are_exact(self, store):
         await add(store, leases=[make_lease()])
         entry = make_entry(
-            start_ms=1_800_000_000_001, end_ms=1_800_000_000_001 + 366 * 86_400_000, milli_gpus=64_000 * 64
+            start_ms=1_800_000_000_001,
+            end_ms=1_800_000_000_001 + 366 * 86_400_000,
+            milli_gpus=64_000 * 64,
+            project="바람-1",
         )
         await keep(store, lambda uow: uow.ledger.append(entry))
         assert await look(store, lambda uow: uow.ledger.list()) == [entry]

@@ -52,6 +52,16 @@ VALUES (
 )
 """
 """As the first version stored one."""
+FIRST_CHARGE = """
+INSERT INTO ledger (tenant, lease_id, segment, kind, milli_gpus, start_ms, end_ms, milli_gpu_seconds)
+VALUES ('kaist', 'l1', 1, 'manual', 1000, 1000, 5000, 4000)
+"""
+FIRST_SERVICE = """
+INSERT INTO services
+    (id, tenant, owner, name, model_id, import_path, milli_gpus, replicas, cpus, memory_bytes, created_ms, status,
+     target, message, version)
+VALUES ('s1', 'kaist', 'kim', 'wind', 'm1', 'a:b', 500, 2, 4, 1, 10, 'PENDING', 'RUN', 'queued', 1)
+"""
 
 
 class TestMigrations:
@@ -114,6 +124,10 @@ class TestMigrations:
             empty_url,
             "INSERT INTO tenants (id, title, created_ms) VALUES ('kaist', 'KAIST', 1)",
             FIRST_LEASE,
+            "INSERT INTO models (id, tenant, name, number, uri, manifest, created_ms) "
+            "VALUES ('m1', 'kaist', 'wind', 1, '/m', '{}', 1)",
+            FIRST_SERVICE,
+            FIRST_CHARGE,
         )
         await migrate(empty_url)
         store = await SqlStore.open(empty_url)
@@ -124,7 +138,29 @@ class TestMigrations:
         found = await look(store, lambda uow: uow.leases.get("l1"))
         assert (found.project, found.preempted_ms) == ("wind", 5)
         assert await look(store, lambda uow: uow.quotas.list()) == []
+        assert await look(store, lambda uow: uow.ledger.list()) == [make_entry()]
+        (service,) = await look(store, lambda uow: uow.services.list())
+        assert (service.id, service.project) == ("s1", "")
+        await keep(store, lambda uow: uow.services.update(replace(service, project="wind")))
+        assert (await look(store, lambda uow: uow.services.get("s1"))).project == "wind"
         await store.close()
+
+    async def test_the_ledger_stays_append_only_and_keeps_what_it_had_when_going_back(self, empty_url):
+        await schema.with_alembic(empty_url, lambda config: command.upgrade(config, "0001"))
+        await run(
+            empty_url,
+            "INSERT INTO tenants (id, title, created_ms) VALUES ('kaist', 'KAIST', 1)",
+            FIRST_LEASE,
+            FIRST_CHARGE,
+        )
+        await migrate(empty_url)
+        with pytest.raises(DBAPIError, match="the table ledger is append-only"):
+            await run(empty_url, "UPDATE ledger SET project = 'wind'")
+        await schema.with_alembic(empty_url, lambda config: command.downgrade(config, "0001"))
+        charged = await run(empty_url, "SELECT lease_id, segment, milli_gpu_seconds FROM ledger")
+        assert [tuple(row) for row in charged] == [("l1", 1, 4000)]
+        with pytest.raises(DBAPIError, match="the table ledger is append-only"):
+            await run(empty_url, "DELETE FROM ledger")
 
 
 CHANGES = [

@@ -285,6 +285,7 @@ class TestServices:
             status=ServiceStatus.FAILED,
             target=Target.END,
             message="나쁨",
+            project="바람-1",
             version=2,
         )
         await add(store, services=[service])

@@ -46,6 +46,22 @@ async def test_deploy(door: FrontDoor):
     assert service.import_path == "services.forecasts:app"
 
 
+async def test_a_service_counts_against_its_project(door: FrontDoor):
+    assert (await deploy(door)).json()["project"] == ""
+    body = (await deploy(door, name="night", project="wind-1")).json()
+    assert body["project"] == "wind-1"
+    assert (await door.call("alpha.viewer", "GET", "/v1/services/night")).json() == body
+
+
+async def test_a_projects_limit_bounds_its_services(door: FrontDoor):
+    quotas = [{"id": "alpha"}, {"id": "alpha/small", "parent": "alpha", "limit": {"gpus": 0.25}}]
+    answer = await door.call("operator", "PUT", "/v1/quotas", json=quotas)
+    assert answer.status_code == 200, answer.text
+    refused = assert_problem(await deploy(door, project="small"), 422, "limit_exceeded")
+    assert refused["quota"] == "alpha/small"
+    assert (await deploy(door, project="large")).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code"),
     [
@@ -62,6 +78,8 @@ async def test_deploy(door: FrontDoor):
         ({"replicas": True}, 422, "invalid_input"),
         ({"gpus": 1, "replicas": 5}, 422, "limit_exceeded"),
         ({"cpus": 64}, 422, "impossible_shape"),
+        ({"project": "Wind Power"}, 422, "invalid_input"),
+        ({"project": ""}, 422, "invalid_input"),
         ({"import_path": "os:system"}, 422, "invalid_input"),
     ],
 )
@@ -93,6 +111,8 @@ async def test_a_name_is_taken_until_replaced(door: FrontDoor):
     assert replaced.json()["model"] == "wind:2"
     assert len((await door.call("alpha.viewer", "GET", "/v1/services")).json()) == 1
     assert_problem(await deploy(door, replace=True, gpus=0.5), 409, "conflict")
+    moved = assert_problem(await deploy(door, replace=True, project="night"), 409, "conflict")
+    assert "is in no project, not in project night" in moved["detail"]
 
 
 async def test_delete(door: FrontDoor):

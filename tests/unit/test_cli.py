@@ -71,6 +71,13 @@ def test_a_list_of_leases_says_so_too(monkeypatch, farm, capsys) -> None:
     assert capsys.readouterr().out.split()[-3:] == ["l1", "wind", "2026-11-22T09:00:00.000Z"]
 
 
+def test_a_service_is_deployed_for_a_project(monkeypatch, farm) -> None:
+    answers, sent = farm
+    answers["POST", "/v1/services"] = httpx.Response(201, json={"name": "wind"})
+    assert run(monkeypatch, "deploy", "wind", "--project", "night") == 0
+    assert sent[0][2] == {"model": "wind", "gpus": "0", "replicas": 1, "project": "night", "replace": False}
+
+
 def test_a_refusal_is_one_line_and_exit_code_1(monkeypatch, farm, capsys) -> None:
     answers, _ = farm
     body = {"code": "invalid_shape", "detail": "'9x' is not a shape", "status": 422}

@@ -27,7 +27,7 @@ async def farm() -> MemoryFarm:
     await farm.request("own", "2x1", hours=10)
     await farm.settle()
     farm.clock.advance(1000)
-    await farm.request("borrowed", "2x1", hours=10, kind=LeaseKind.JOB)
+    await farm.request("borrowed", "2x1", hours=10, kind=LeaseKind.JOB, project="x")
     await farm.submit("train", "borrowed")
     await farm.settle()
     return farm
@@ -70,6 +70,7 @@ async def test_a_borrower_is_told_stopped_queued_anew_and_refunded(farm: MemoryF
         charged, refund = await uow.ledger.list(lease_id="borrowed")
     assert charged.milli_gpu_seconds == 2000 * 660
     assert (refund.kind, refund.milli_gpu_seconds) == (REFUND, -charged.milli_gpu_seconds)
+    assert (charged.project, refund.project) == ("x", "x")
     await farm.release("promised")
     await tick(farm)
     again, job = await farm.lease("borrowed"), await farm.job("train")

@@ -100,6 +100,7 @@ class ServiceBody(Body):
     replicas: StrictInt = 1
     cpus: Quantity | None = None
     memory: Quantity | None = None
+    project: Text | None = None
     replace: StrictBool = False
 
 
@@ -291,6 +292,7 @@ class ServiceOut(Answer):
     name: str
     tenant: str
     owner: str
+    project: str
     model: str
     status: str
     target: str
@@ -312,6 +314,7 @@ class ServiceOut(Answer):
             name=service.name,
             tenant=service.tenant,
             owner=service.owner,
+            project=service.project,
             model=view.model.ref,
             status=service.status,
             target=service.target,

@@ -19,7 +19,7 @@ LEASE_COLUMNS = (
     "preempted",
     "message",
 )
-SERVICE_COLUMNS = ("name", "tenant", "model", "status", "replicas", "lease", "message")
+SERVICE_COLUMNS = ("name", "tenant", "project", "model", "status", "replicas", "lease", "message")
 
 lease = typer.Typer(no_args_is_help=True, help="Leases: the right to slices of GPUs until a time.")
 tenant = typer.Typer(no_args_is_help=True, help="Tenants (operators).")
@@ -262,6 +262,7 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="The service's name; the model's if not given.")] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of each replica.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of each replica, such as 2GiB.")] = None,
+    project: Annotated[str | None, typer.Option(help="Whose quota it counts against.")] = None,
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Give a running service this model.")] = False,
     as_json: JsonOption = False,
@@ -274,6 +275,7 @@ def deploy(
         "name": name,
         "cpus": cpus,
         "memory": memory,
+        "project": project,
         "replace": replace,
     }
     with connect() as farm:

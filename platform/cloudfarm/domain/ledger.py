@@ -27,6 +27,8 @@ class LedgerEntry:
     start_ms: int
     end_ms: int
     milli_gpu_seconds: int
+    project: str = ""
+    """The lease's."""
 
 
 def amount(milli_gpus: int, start_ms: int, end_ms: int) -> int:

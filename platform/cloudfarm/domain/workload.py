@@ -99,6 +99,8 @@ class Service:
     status: ServiceStatus = ServiceStatus.PENDING
     target: Target = Target.RUN
     message: str = ""
+    project: str = ""
+    """Whose quota within the tenant's its leases count against."""
     version: int = 0
 
     @property

@@ -258,6 +258,7 @@ def _refund(lease: Lease, saved_ms: int, end_ms: int) -> LedgerEntry:
         start_ms=saved_ms,
         end_ms=end_ms,
         milli_gpu_seconds=amount(-lease.milli_gpus, saved_ms, end_ms),
+        project=lease.project,
     )
 
 
@@ -272,4 +273,5 @@ def _entry(lease: Lease, end_ms: int) -> LedgerEntry:
         start_ms=start_ms,
         end_ms=end_ms,
         milli_gpu_seconds=amount(lease.milli_gpus, start_ms, end_ms),
+        project=lease.project,
     )

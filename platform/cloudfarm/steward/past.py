@@ -19,7 +19,7 @@ HALF_LIVES = 10
 
 @dataclass(slots=True)
 class Past:
-    """Reads the ledger now and then. It knows tenants; of their projects only what runs is counted."""
+    """Reads the ledger now and then."""
 
     memory: Memory
     _read_ms: int = 0
@@ -40,7 +40,7 @@ class Past:
     ) -> Mapping[str, float]:
         """Return the decayed past use of every quota, with what runs now, as shares of the farm."""
         ended = [
-            Use(quota_of(entry.tenant), entry.milli_gpus, entry.start_ms, entry.end_ms)
+            Use(quota_of(entry.tenant, entry.project), entry.milli_gpus, entry.start_ms, entry.end_ms)
             for entry in self._entries
         ]
         running = [

@@ -52,4 +52,5 @@ def lease_for_service(service: Service, now_ms: int) -> Lease:
         kind=LeaseKind.SERVICE,
         ask=ask,
         created_ms=now_ms,
+        project=service.project,
     )

@@ -167,6 +167,7 @@ services = Table(
     Column("status", EnumText(ServiceStatus), nullable=False),
     Column("target", EnumText(Target), nullable=False),
     Column("message", Words, nullable=False),
+    Column("project", Words, nullable=False, server_default=""),
     Column("version", BigInteger, nullable=False),
     Index(None, "tenant", "created_ms", "id"),
 )
@@ -182,6 +183,7 @@ ledger = Table(
     Column("start_ms", BigInteger, nullable=False),
     Column("end_ms", BigInteger, nullable=False),
     Column("milli_gpu_seconds", BigInteger, nullable=False),
+    Column("project", Words, nullable=False, server_default=""),
     CheckConstraint(
         "end_ms >= start_ms AND milli_gpu_seconds = milli_gpus * (end_ms - start_ms) / 1000",
         name="amount",

@@ -53,10 +53,11 @@ def make_entry(
     *,
     tenant: str = "kaist",
     milli_gpus: int = 1000,
+    project: str = "",
 ) -> LedgerEntry:
     """Return a ledger entry whose amount is right."""
     seconds = amount(milli_gpus, start_ms, end_ms)
-    return LedgerEntry(tenant, lease_id, segment, "manual", milli_gpus, start_ms, end_ms, seconds)
+    return LedgerEntry(tenant, lease_id, segment, "manual", milli_gpus, start_ms, end_ms, seconds, project)
 
 
 async def keep(store: Store, work: Callable[[UnitOfWork], Awaitable[T]]) -> T:

@@ -108,10 +108,11 @@ class MemoryFarm:
         tenant: str = "a",
         hours: float = 1.0,
         kind: LeaseKind = LeaseKind.MANUAL,
+        project: str = "",
     ) -> None:
         """Queue a lease."""
         ask = Ask(parse_shape(shape), cpus=1, memory_bytes=GIB, duration_ms=int(hours * 3_600_000))
-        lease = Lease(lease_id, tenant, "kim", lease_id, kind, ask, self.clock.now_ms())
+        lease = Lease(lease_id, tenant, "kim", lease_id, kind, ask, self.clock.now_ms(), project=project)
         async with self.store.begin() as uow:
             await uow.leases.add(lease)
             await uow.commit()

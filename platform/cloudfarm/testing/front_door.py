@@ -104,7 +104,15 @@ class FrontDoor:
             cost = amount(lease.milli_gpus, started_ms, now_ms)
             await uow.ledger.append(
                 LedgerEntry(
-                    lease.tenant, lease.id, 1, lease.kind.value, lease.milli_gpus, started_ms, now_ms, cost
+                    lease.tenant,
+                    lease.id,
+                    1,
+                    lease.kind.value,
+                    lease.milli_gpus,
+                    started_ms,
+                    now_ms,
+                    cost,
+                    lease.project,
                 ),
             )
             await uow.commit()

@@ -36,7 +36,9 @@ async def check_invariants(store: Store) -> None:
     last = {lease.id: lease.segment for lease in leases if lease.status is LeaseStatus.ENDED}
     closed = {key: cost for key, cost in paid.items() if last.get(key[0]) == key[1] and cost >= 0}
     assert closed == owed, f"the ledger says {closed}, the leases say {owed}"
+    projects = {lease.id: lease.project for lease in leases}
     for entry in entries:
+        assert entry.project == projects[entry.lease_id], f"{entry} is charged to another project"
         if entry.kind == REFUND:
             charged_for = paid[entry.lease_id, entry.segment - 1]
             assert 0 < -entry.milli_gpu_seconds <= charged_for, f"{entry} gives back more than {charged_for}"

@@ -20,7 +20,7 @@ from cloudfarm.errors import (
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, quoted
-from cloudfarm.usecases.asks import build_ask, check_ask
+from cloudfarm.usecases.asks import build_ask, build_project, check_ask
 from cloudfarm.usecases.models import find_model
 
 PROGRAMS: Mapping[str, str] = {"windpower-forecaster": "services.forecasts:app"}
@@ -49,6 +49,7 @@ async def deploy_service(
     replicas: int = 1,
     cpus: str | float | None = None,
     memory: str | float | None = None,
+    project: str | None = None,
     replace_model: bool = False,
 ) -> ServiceView:
     """Keep a model answering: one slice a replica.
@@ -64,7 +65,8 @@ async def deploy_service(
         replicas: how many.
         cpus: CPUs of each replica.
         memory: memory of each replica.
-        replace_model: give a running service of that name another model (its shape stays) rather than refuse.
+        project: whose quota it counts against; none if not given.
+        replace_model: give a running service of that name another model rather than refuse; all else stays.
 
     Raises:
         NotFoundError: if the tenant has no such model.
@@ -73,6 +75,7 @@ async def deploy_service(
     principal.need(Role.MEMBER)
     tenant = principal.home
     ask = _ask_of(settings, gpus, replicas, cpus, memory)
+    within = build_project(project)
 
     async def work(uow: UnitOfWork) -> ServiceView:
         version = await find_model(uow, principal, model)
@@ -89,10 +92,11 @@ async def deploy_service(
             memory_bytes=ask.memory_bytes,
             created_ms=clock.now_ms(),
             message="queued",
+            project=within,
         )
         present = await _present(uow, tenant, service.name)
         if present is None:
-            await check_ask(uow, settings, tenant, ask)
+            await check_ask(uow, settings, tenant, ask, within)
             await uow.services.add(service)
         else:
             _check_replaceable(present, service, asked=replace_model)
@@ -197,6 +201,15 @@ def _check_replaceable(present: Service, wanted: Service, *, asked: bool) -> Non
 
     if shape_of(present) != shape_of(wanted):
         raise ConflictError(f"service {present.name} has another shape; delete it first, or keep the shape")
+    if present.project != wanted.project:
+        raise ConflictError(
+            f"service {present.name} is in {_project_text(present)}, not in {_project_text(wanted)}; "
+            "delete it first, or keep the project"
+        )
+
+
+def _project_text(service: Service) -> str:
+    return f"project {service.project}" if service.project else "no project"
 
 
 async def _view(uow: UnitOfWork, service: Service) -> ServiceView:

@@ -39,6 +39,7 @@ async def deploy(body: schemas.ServiceBody, caller: Member, context: Context) ->
         replicas=body.replicas,
         cpus=body.cpus,
         memory=body.memory,
+        project=body.project,
         replace_model=body.replace,
     )
     context.nudge.nudge()
