@@ -105,6 +105,7 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
             serving=serving,
             artifacts=artifacts,
             max_log_bytes=settings.max_log_bytes,
+            gpu_reserve_percent=settings.gpu_reserve_percent,
         ),
         watch=overrides.get("watch") or RayWatch(ray_jobs, clock),
         admit=overrides.get("admit") or fair(rules_of(settings), lambda view: view.quotas),

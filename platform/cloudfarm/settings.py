@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """Memory that a host offers; None means what the machine has."""
     isolation: str = Field(default="best", pattern="^(best|user|none)$")
     """Namespaces of lease nodes: the best that is permitted, user namespaces, or none."""
+    gpu_reserve_percent: int = Field(default=3, ge=0, le=50)
+    """How much of a shared GPU's memory no slice may use: the driver needs it for the processes of all."""
     tick_s: float = Field(default=1.0, gt=0, le=60)
     """How often the steward looks at the farm without being woken."""
     watch_s: float = Field(default=2.0, gt=0, le=60)

@@ -49,7 +49,7 @@ FULL_LEASE = make_lease(
         not_before_ms=2**41,
     ),
     slices=(
-        Slice("l1", 0, "호스트-1", (0, 7), 2000, 0, 2**62, node_id="ab12", isolation="mount, cgroup"),
+        Slice("l1", 0, "호스트-1", (0, 7), 2000, 0, 2**62, 2**38, node_id="ab12", isolation="mount, cgroup"),
         Slice("l1", 1, "host-2", (), 0, 0, 1),
     ),
     grade=Grade.DRIVER,

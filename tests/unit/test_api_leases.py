@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from cloudfarm.domain.lease import Slice
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem
 
@@ -58,6 +59,17 @@ async def test_when_it_has_to_be_gone_is_shown(door: FrontDoor):
         await uow.commit()
     shown = (await door.call("alpha.viewer", "GET", f"/v1/leases/{lease['id']}")).json()
     assert shown["preempted"] == "2027-01-15T08:01:00.000Z"
+
+
+async def test_a_slice_says_what_gpu_memory_it_may_use(door: FrontDoor):
+    lease = await door.lease()
+    async with door.store.begin() as uow:
+        stored = await uow.leases.get(lease["id"])
+        piece = Slice(stored.id, 0, "h0", (1,), 500, 2, 2**31, gpu_memory_bytes=2**33)
+        await uow.leases.update(replace(stored, slices=(piece,)))
+        await uow.commit()
+    (shown,) = (await door.call("alpha.viewer", "GET", f"/v1/leases/{lease['id']}")).json()["slices"]
+    assert (shown["memory_bytes"], shown["gpu_memory_bytes"]) == (2**31, 2**33)
 
 
 async def test_list_has_the_newest(door: FrontDoor):

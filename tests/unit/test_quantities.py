@@ -1,18 +1,21 @@
 """Shapes, sizes and hours: whatever a person writes is read exactly or refused with a sentence."""
 
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudfarm.domain.quantities import (
+    GIB,
     MAX_GPU_HOURS,
     MAX_GPUS_IN_SLICE,
     MAX_HOURS,
     MAX_SLICES,
     MILLI,
     Shape,
+    gpu_memory_cap,
     parse_bytes,
     parse_count,
     parse_gpu_hours,
@@ -117,3 +120,31 @@ def test_gpu_hours_come_back_exactly(milli_gpu_ms):
 def test_no_gpu_hours(text):
     with pytest.raises(InvalidInputError, match="GPU-hours"):
         parse_gpu_hours(text)
+
+
+@given(
+    memory_bytes=st.integers(0, 2**40),
+    cuts=st.sets(st.integers(1, MILLI - 1), min_size=1),
+    reserve_percent=st.integers(0, 50),
+)
+def test_the_slices_of_a_shared_gpu_leave_the_reserve_to_the_driver(memory_bytes, cuts, reserve_percent):
+    shares = [end - begin for begin, end in pairwise(sorted({0, MILLI, *cuts}))]
+    caps = [gpu_memory_cap(memory_bytes, share, reserve_percent) for share in shares]
+    left = Decimal(memory_bytes) * (100 - reserve_percent) / 100
+    assert sum(shares) == MILLI
+    assert sum(caps) <= left
+    assert all(0 <= left * share / MILLI - cap < 1 for share, cap in zip(shares, caps, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("milli", "reserve_percent", "cap"),
+    [
+        (500, 3, 388 * GIB // 10),
+        (500, 0, 40 * GIB),
+        (999, 50, 999 * GIB * 40 // 1000),
+        (1000, 3, 80 * GIB),
+        (0, 3, 0),
+    ],
+)
+def test_what_of_80_gib_a_slice_may_use(milli, reserve_percent, cap):
+    assert gpu_memory_cap(80 * GIB, milli, reserve_percent) == cap

@@ -172,6 +172,7 @@ class SliceOut(Answer):
     milli_gpus: int
     cpus: int
     memory_bytes: int
+    gpu_memory_bytes: int
     isolation: str
     node_id: str | None
 
@@ -186,6 +187,7 @@ class SliceOut(Answer):
             milli_gpus=piece.milli_gpus,
             cpus=piece.cpus,
             memory_bytes=piece.memory_bytes,
+            gpu_memory_bytes=piece.gpu_memory_bytes,
             isolation=piece.isolation,
             node_id=piece.node_id,
         )

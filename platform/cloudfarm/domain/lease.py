@@ -59,6 +59,8 @@ class Slice:
     """Milli-GPUs on all ``gpu_indices`` together."""
     cpus: int
     memory_bytes: int
+    gpu_memory_bytes: int = 0
+    """What it may use of the memory of all its GPUs together, once it is granted."""
     node_id: str | None = None
     """Ray's id of the lease node, once it is up."""
     isolation: str = ""

@@ -8,6 +8,7 @@ from cloudfarm.errors import InvalidInputError, InvalidShapeError
 
 MILLI = 1000
 """Milli-GPUs in one GPU."""
+MIB = 1024**2
 GIB = 1024**3
 MAX_SLICES = 1024
 MAX_GPUS_IN_SLICE = 64
@@ -60,6 +61,17 @@ class Shape:
     def __str__(self) -> str:
         share = f"{Decimal(self.milli_gpus) / MILLI:f}"
         return share if self.count == 1 else f"{self.count}x{share}"
+
+
+def gpu_memory_cap(memory_bytes: int, milli_gpus: int, reserve_percent: int) -> int:
+    """Return how much of the memory of each of its GPUs a slice may use that has so many milli-GPUs.
+
+    Of a shared GPU a part is left to the driver, which needs some for each process that uses it; a whole GPU is the
+    slice's own. Cut to whole bytes, so that the slices of a GPU together never have more than is not reserved.
+    """
+    if milli_gpus >= MILLI:
+        return memory_bytes
+    return memory_bytes * milli_gpus * (100 - reserve_percent) // (100 * MILLI)
 
 
 def parse_shape(text: str | float) -> Shape:

@@ -149,7 +149,7 @@ class HostAgent:
                 env={
                     **self._paths.ray_env(self._config.node_ip, self._config.gcs_address),
                     **env,
-                    **device_env(self._machine, piece.gpu_indices, piece.milli_gpus),
+                    **device_env(self._machine, piece),
                 },
                 temp_dir=str(self._paths.node_dir(piece.name)),
                 worker_ports=self._free_ports(records, piece.cpus),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import psutil
 
 from cloudfarm.domain.host import Gpu
-from cloudfarm.domain.lease import Grade
+from cloudfarm.domain.lease import Grade, Slice
+from cloudfarm.domain.quantities import MIB, MILLI
 
 SIMULATED_MODEL = "SIM"
 SIMULATED_MEMORY_MIB = 16 * 1024
@@ -79,23 +80,24 @@ def mps_is_running() -> bool:
     return os.path.exists(os.path.join(pipe, "control"))  # noqa: PTH110, PTH118
 
 
-def device_env(machine: Machine, gpu_indices: tuple[int, ...], milli_gpus: int) -> dict[str, str]:
-    """Return the environment that shows a slice its GPUs, and no others, capped to its share.
+def device_env(machine: Machine, piece: Slice) -> dict[str, str]:
+    """Return the environment that shows a slice its GPUs, and no others, capped to what it may use.
 
     MPS takes its limits as ``device=size`` of the devices as the client numbers them, which is from 0.
     """
     by_index = {gpu.index: gpu for gpu in machine.gpus}
-    chosen = [by_index[index] for index in gpu_indices]
+    chosen = [by_index[index] for index in piece.gpu_indices]
     if machine.grade is Grade.SIMULATED:
         return {
             "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in chosen),
             "CLOUDFARM_SIMULATED_GPUS": "1",
         }
     env = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in chosen)}
-    if 0 < milli_gpus < 1000:  # noqa: PLR2004 - below one whole GPU
-        env["CLOUDFARM_GPU_MEMORY_FRACTION"] = f"{milli_gpus / 1000:g}"
+    if 0 < piece.milli_gpus < MILLI:
+        # A share in thousandths less a reserve in percent has five decimals: nothing is rounded up.
+        fraction = piece.gpu_memory_bytes / (chosen[0].memory_mib * MIB)
+        env["CLOUDFARM_GPU_MEMORY_FRACTION"] = f"{fraction:.5f}".rstrip("0")
         if machine.grade is Grade.MPS:
-            limit_mib = chosen[0].memory_mib * milli_gpus // 1000
-            env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={limit_mib}M"
-            env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{max(1, milli_gpus // 10)}"
+            env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={piece.gpu_memory_bytes // MIB}M"
+            env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{max(1, piece.milli_gpus // 10)}"
     return env

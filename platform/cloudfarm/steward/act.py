@@ -27,13 +27,15 @@ class Actor:
     serving: Serving
     artifacts: Artifacts
     max_log_bytes: int
+    gpu_reserve_percent: int
+    """How much of a shared GPU's memory no slice may use."""
     patience_s: float = 1.0
     """How long a step waits for what it ordered; what takes longer goes on beside the next steps."""
     _under_way: dict[object, asyncio.Task[bool]] = field(default_factory=dict)
     _handlers: Mapping[type, Handler] = field(init=False)
 
     def __post_init__(self) -> None:
-        leases = LeaseOrders(self.store, self.hosts, self.artifacts)
+        leases = LeaseOrders(self.store, self.hosts, self.artifacts, self.gpu_reserve_percent)
         workloads = WorkloadOrders(
             self.store, self.hosts, self.ray_jobs, self.serving, self.artifacts, self.max_log_bytes
         )

@@ -10,7 +10,7 @@ from cloudfarm.domain.status import EndReason, Event, LeaseStatus, Target, Trans
 from cloudfarm.ports import Artifacts, Hosts, UnitOfWork
 from cloudfarm.steward import view as v
 from cloudfarm.steward.orders import Handler, Orders, lease_in
-from cloudfarm.steward.placing import node_env, node_labels, weakest
+from cloudfarm.steward.placing import node_env, node_labels, weakest, with_gpu_memory
 
 MIN_LEFT_MS = 60_000
 """A preempted lease gets at least so much time again, however little of it was left."""
@@ -22,6 +22,7 @@ class LeaseOrders(Orders):
 
     hosts: Hosts
     artifacts: Artifacts
+    gpu_reserve_percent: int
 
     def handlers(self) -> Mapping[type, Handler]:
         """Return what carries out each kind of decision."""
@@ -39,7 +40,10 @@ class LeaseOrders(Orders):
         }
 
     async def _grant(self, decision: v.Grant, view: v.FarmView, epoch: int) -> None:
-        grades = {host.id: host.grade for host in view.hosts}
+        hosts = {host.id: host for host in view.hosts}
+        slices = tuple(
+            with_gpu_memory(piece, hosts[piece.host], self.gpu_reserve_percent) for piece in decision.slices
+        )
 
         async def work(uow: UnitOfWork) -> None:
             lease = await uow.leases.get(decision.lease_id)
@@ -47,10 +51,10 @@ class LeaseOrders(Orders):
                 lease,
                 LeaseStatus.STARTING,
                 now_ms=view.now_ms,
-                slices=decision.slices,
+                slices=slices,
                 room=(),
                 granted_ms=view.now_ms,
-                grade=weakest([grades[piece.host] for piece in decision.slices]),
+                grade=weakest([hosts[piece.host].grade for piece in slices]),
                 message="its lease nodes are being started",
             )
             await uow.apply(step)

@@ -1,12 +1,24 @@
-"""What a lease node is told about its lease, and the lease that a service asks for."""
+"""What a slice may use, what a lease node is told about its lease, and the lease that a service asks for."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from cloudfarm.domain.host import Host
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Grade, Lease, LeaseKind, Slice
-from cloudfarm.domain.quantities import MAX_HOURS, Shape
+from cloudfarm.domain.quantities import MAX_HOURS, MIB, Shape, gpu_memory_cap
 from cloudfarm.domain.workload import Service
 from cloudfarm.ports import Artifacts
+
+
+def with_gpu_memory(piece: Slice, host: Host, reserve_percent: int) -> Slice:
+    """Return a slice with what it may use of its GPUs' memory."""
+    caps = (
+        gpu_memory_cap(gpu.memory_mib * MIB, piece.milli_gpus, reserve_percent)
+        for gpu in host.gpus
+        if gpu.index in piece.gpu_indices
+    )
+    return replace(piece, gpu_memory_bytes=sum(caps))
 
 
 def node_labels(lease: Lease, piece: Slice) -> Mapping[str, str]:

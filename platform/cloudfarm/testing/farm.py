@@ -67,7 +67,13 @@ class MemoryFarm:
                 self.limit_milli_gpus,
             ),
             actor=Actor(
-                self.store, self.hosts, self.ray_jobs, self.serving, self.artifacts, max_log_bytes=1_000_000
+                self.store,
+                self.hosts,
+                self.ray_jobs,
+                self.serving,
+                self.artifacts,
+                max_log_bytes=1_000_000,
+                gpu_reserve_percent=3,
             ),
             watch=self.watch,
             admit=fair(self.rules, lambda view: view.quotas),
