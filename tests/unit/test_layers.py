@@ -5,8 +5,10 @@ list: a part, or a library, that it does not name is refused, so a new part has 
 """
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -85,6 +87,13 @@ OUTSIDE: Mapping[str, set[str]] = {
     "jobs": {"jobs", "training", "errors", "ray", "pydantic"},
 }
 """The folders beside ``platform/``: thin."""
+
+IMPORTED_AS: Mapping[str, str] = {"grpcio": "grpc"}
+"""Libraries whose module has another name."""
+INSIDE_RAY = {"runtime_env_agent", "runtime_env_consts"}
+"""Modules in a folder of Ray's that its agent puts on its path."""
+BY_URL = {"aiosqlite", "asyncpg", "greenlet"}
+"""What SQLAlchemy imports for the database of a URL."""
 
 IMPURE = {
     "asyncio",
@@ -166,6 +175,22 @@ def test_the_thin_folders_import_only_what_they_may(folder):
         for each in violations(path.relative_to(ROOT).as_posix(), path.read_text(), OUTSIDE[folder])
     ]
     assert found == []
+
+
+def test_what_is_imported_is_declared_and_nothing_else_is():
+    texts = [
+        path.read_text()
+        for folder in (SOURCE, *(ROOT / each for each in OUTSIDE))
+        for path in modules(folder)
+    ]
+    ours = {"cloudfarm", *OUTSIDE}
+    names = {name.partition(".")[0] for text in texts for _, name in imports(text)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    libraries = {re.split(r"[\[<>=~! ]", each)[0].replace("-", "_") for each in project["dependencies"]}
+    declared = {IMPORTED_AS.get(each, each) for each in libraries}
+    imported = names - ours - sys.stdlib_module_names - INSIDE_RAY
+    assert imported - declared == set(), "not declared in pyproject.toml"
+    assert declared - imported == BY_URL, "declared, but nothing imports it"
 
 
 def test_the_composition_root_is_used_where_the_farm_is_put_together():
