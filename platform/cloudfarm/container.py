@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from cloudfarm.clock import Clock, SystemClock
 from cloudfarm.domain.quantities import parse_shape
+from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Artifacts, Store
+from cloudfarm.scheduler.history import Memory
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules
 from cloudfarm.settings import Settings
@@ -32,6 +34,22 @@ def open_store(settings: Settings) -> Store:
     return SqlStore(*make_engines(settings.database))
 
 
+async def open_past(settings: Settings) -> Store:
+    """Open the store of a farm that need not run, to read from it.
+
+    Raises:
+        NotFoundError: if there is none.
+        UnavailableError: if it does not answer, or was left by another version.
+    """
+    from cloudfarm.store import SqlStore  # noqa: PLC0415
+    from cloudfarm.store.connections import read_url  # noqa: PLC0415
+
+    url = read_url(settings.database)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():  # noqa: ASYNC240 - a look
+        raise NotFoundError(f"there is no database {url.database}")  # the driver would make an empty one
+    return await SqlStore.open(settings.database)
+
+
 def open_artifacts(settings: Settings) -> Artifacts:
     """Open the artifact store."""
     from cloudfarm.artifacts import FileArtifacts  # noqa: PLC0415
@@ -53,6 +71,16 @@ def rules_of(settings: Settings) -> Rules:
     return Rules(min_run_ms=settings.min_run_s * 1000, preempt_notice_ms=settings.preempt_notice_s * 1000)
 
 
+def memory_of(settings: Settings) -> Memory:
+    """Return how past use counts."""
+    return Memory(half_life_ms=int(settings.past_half_life_days * 86_400_000))
+
+
+def default_limit_of(settings: Settings) -> int:
+    """Return the milli-GPUs that a tenant may hold that has neither a quota nor a limit of its own."""
+    return parse_shape(settings.default_limit_gpus).total_milli_gpus
+
+
 def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides: Any) -> "Steward":
     """Build a steward in a process that is connected to the cluster.
 
@@ -67,7 +95,6 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
     from cloudfarm.raylayer.ray_http import RayHttp  # noqa: PLC0415
     from cloudfarm.raylayer.serving import ServeClient  # noqa: PLC0415
     from cloudfarm.raylayer.sweeper import RayWatch  # noqa: PLC0415
-    from cloudfarm.scheduler.history import Memory  # noqa: PLC0415
     from cloudfarm.steward.act import Actor  # noqa: PLC0415
     from cloudfarm.steward.checkpoints import Checkpoints  # noqa: PLC0415
     from cloudfarm.steward.loop import Steward  # noqa: PLC0415
@@ -95,8 +122,8 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
             ray_jobs=ray_jobs,
             serving=serving,
             checkpoints=Checkpoints(artifacts),
-            past=Past(Memory(half_life_ms=int(settings.past_half_life_days * 86_400_000))),
-            default_limit_milli_gpus=parse_shape(settings.default_limit_gpus).total_milli_gpus,
+            past=Past(memory_of(settings)),
+            default_limit_milli_gpus=default_limit_of(settings),
         ),
         actor=Actor(
             store=store,

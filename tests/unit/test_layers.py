@@ -42,8 +42,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # What the thin jobs and services call: usable under plain Ray, without a farm.
     "training": {"training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors"},
     "inference": {"inference", "training", "errors", "ray", "torch", "numpy", "pydantic"},
-    # The decisions on a virtual clock; nothing of the live farm but what decides.
-    "simulate": {"domain", "errors", "scheduler", "steward", "simulate", "numpy"},
+    # The decisions on a virtual clock; of the live farm what decides, and its past from the store.
+    "simulate": {"domain", "errors", "ports", "scheduler", "steward", "simulate", "numpy", "matplotlib"},
     # The edges: they put the parts together.
     "container": {
         *CORE, "settings", "steward", "scheduler", "store", "raylayer", "api", "artifacts",
@@ -52,6 +52,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "client": {"errors", "httpx"},
     "cli": {
         "cli", "client", "errors", "settings", "container", "operations", "raylayer", "scheduler.rules", "simulate",
+        "api.quota_schemas",  # how quotas are written, in a request as in a file
         "typer", "rich",
     },
     "demo": {"client", "errors", "settings", "operations", "raylayer", "rich"},

@@ -1,8 +1,12 @@
 """Bodies of requests and answers about quotas."""
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Self, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from cloudfarm.api.problem import from_validation
 from cloudfarm.api.schemas import HOUR_MS, Answer, Body, Quantity, Text
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.quota import UNLIMITED, Amounts, Quota
@@ -125,3 +129,16 @@ class QuotasOut(Answer):
 
 def _unless(left_out: int, amount: int, said: T) -> T | None:
     return None if amount == left_out else said
+
+
+def read_quotas(rows: Sequence[object]) -> Sequence[Quota]:
+    """Return the quotas of plain data, as a request to replace them would be read.
+
+    Raises:
+        InvalidInputError: for what is no quota; its place is named, counted from 0.
+    """
+    try:
+        bodies = TypeAdapter(list[QuotaBody]).validate_python(list(rows))
+    except ValidationError as error:
+        raise from_validation(error.errors()) from None
+    return [body.quota() for body in bodies]

@@ -1,4 +1,4 @@
-"""Simulations: the farm's own decisions on public workloads, without a farm."""
+"""Simulations: the farm's own decisions on public workloads and on its own past, without a farm."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,16 +6,21 @@ from typing import Annotated
 
 import typer
 
+from cloudfarm.cli import what_if
 from cloudfarm.cli.session import JsonOption, show
 
-simulate = typer.Typer(no_args_is_help=True, help="The farm's decisions on public workloads, without a farm.")
+simulate = typer.Typer(
+    no_args_is_help=True, help="The farm's decisions on workloads or its own past, without a farm."
+)
 
 FILE = {"exists": True, "dir_okay": False, "readable": True}
+GENERATOR = "openb-like"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(simulate, name="simulate")
+    simulate.command()(what_if.history)
 
 
 @simulate.command()
@@ -40,6 +45,14 @@ def openb(
 def tenants(
     hosts: Annotated[int, typer.Option(help="Hosts of the farm.")] = 8,
     gpus: Annotated[int, typer.Option(help="GPUs of each host.")] = 8,
+    workload: Annotated[
+        str,
+        typer.Option(
+            help=f"{GENERATOR}, or a file of leases (docs/scheduling.md): then each tenant of it is "
+            "promised as many hosts as any other, and load, hours, seed and burst say nothing."
+        ),
+    ] = GENERATOR,
+    policy: Annotated[str, typer.Option(help="fair (the live one), fair-no-preempt or first-come.")] = "fair",
     load: Annotated[float, typer.Option(help="GPU-time asked for, as a part of the farm's.")] = 1.0,
     hours: Annotated[float, typer.Option(help="For so long leases arrive.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 42,
@@ -56,6 +69,9 @@ def tenants(
     """Let many tenants share a farm under the live policy: waits, shares, what is taken back (docs/scheduling.md)."""
     from cloudfarm.scheduler.rules import Rules  # noqa: PLC0415
     from cloudfarm.simulate.tenants import Setup, run  # noqa: PLC0415
+    from cloudfarm.simulate.workloads import read_workload  # noqa: PLC0415
 
     rules = Rules(min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s)
-    show(run(Setup(hosts, gpus, load, burst, hours, seed, rules)).as_json(), as_json=as_json)
+    setup = Setup(hosts, gpus, load, burst, hours, seed, rules, workload, policy)
+    works = None if workload == GENERATOR else read_workload(Path(workload))
+    show(run(setup, works).as_json(), as_json=as_json)

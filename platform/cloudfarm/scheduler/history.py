@@ -8,7 +8,7 @@ Divided by the farm's ``capacity * T``, the use of the whole farm since ever is 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cloudfarm.domain.quota import QuotaTree
 
@@ -49,3 +49,29 @@ def past_shares(
 
 def _decay(age_ms: int, memory: Memory) -> float:
     return math.exp2(-max(0, age_ms) / memory.half_life_ms)
+
+
+@dataclass(slots=True)
+class PastUse:
+    """Past use added up: all that has ended decays alike, so looking back costs the same however much there was."""
+
+    tree: QuotaTree
+    capacity_milli_gpus: int
+    memory: Memory
+    _at_ms: int = 0
+    _shares: Mapping[str, float] = field(default_factory=dict)
+    """Of all that was added, at that moment."""
+
+    def add(self, use: Use) -> None:
+        """Count a use that has ended."""
+        at_ms = max(self._at_ms, use.until_ms)
+        self._shares, self._at_ms = self.shares(at_ms, [use]), at_ms
+
+    def shares(self, now_ms: int, more: Iterable[Use] = ()) -> Mapping[str, float]:
+        """Return what :func:`past_shares` would, of all uses that were added and some more; not of an earlier time."""
+        shares = past_shares(more, self.tree, self.capacity_milli_gpus, now_ms, self.memory)
+        kept = _decay(now_ms - self._at_ms, self.memory)
+        return {
+            quota: kept * self._shares.get(quota, 0.0) + shares.get(quota, 0.0)
+            for quota in {**self._shares, **shares}
+        }

@@ -223,7 +223,10 @@ def _waits(tenant: str, shared: Record, private: Record) -> Waits:
     stories = [
         story
         for id_, story in shared.stories.items()
-        if story.work.tenant == tenant and story.ended_ms is not None and id_ in alone
+        if story.work.tenant == tenant
+        and story.ended_ms is not None
+        and id_ in alone
+        and alone[id_].ended_ms is not None
     ]
     waits = [story.waited_ms / MILLI for story in stories]
     took = [((story.ended_ms or 0) - story.work.arrives_ms) / MILLI for story in stories]

@@ -19,9 +19,10 @@ from cloudfarm.domain.quantities import GIB, MAX_GPUS_IN_SLICE, MILLI, Shape
 from cloudfarm.domain.quota import Amounts, Quota, QuotaTree
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.scheduler.history import Memory
-from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules, next_look_ms
-from cloudfarm.simulate.measures import Measures, Record, measure
+from cloudfarm.scheduler.space import ever_fits
+from cloudfarm.simulate.measures import WINDOW_MS, Measures, Record, measure
+from cloudfarm.simulate.policies import admission
 from cloudfarm.simulate.world import Work, World
 
 MINUTE_MS = 60_000
@@ -38,6 +39,7 @@ LIMITS = 1.2, 3.0
 PARTS = (1, 1, 2, 2, 2)
 """How the hosts of a farm are shared out among tenants."""
 BURST = 4
+GENERATOR = "openb-like"
 CPUS_PER_GPU, GIB_PER_GPU = 8, 64
 
 
@@ -55,6 +57,10 @@ class Setup:
     """For so long leases arrive; then the queue runs empty, unmeasured but for the waits."""
     seed: int = 42
     rules: Rules = field(default_factory=Rules)
+    workload: str = GENERATOR
+    """Where the leases come from: the generator here, or the name of a file of them."""
+    policy: str = "fair"
+    """One of :data:`~cloudfarm.simulate.policies.POLICIES`; ``fair`` is the live one."""
     memory: Memory | None = None
     """How past use counts; None: not at all, as the entitlement that is measured against knows no past either."""
 
@@ -72,19 +78,24 @@ class Report:
         return asdict(self)
 
 
-def run(setup: Setup) -> Report:
+def run(setup: Setup, works: Sequence[Work] | None = None) -> Report:
     """Simulate the farm, and each tenant alone in a private farm of its guarantee, and compare.
 
     Raises:
-        InvalidInputError: for a farm, a load or a length that cannot be.
+        InvalidInputError: for a farm, a load, a length or a policy that cannot be, or for works that never fit.
     """
     if setup.hosts < 1 or not 1 <= setup.gpus <= MAX_GPUS_IN_SLICE or setup.load <= 0 or setup.hours <= 0:
         raise InvalidInputError(
             f"hosts, GPUs, load and hours are positive, and a host has at most {MAX_GPUS_IN_SLICE} GPUs"
         )
     hosts = farm(setup)
-    parts = shares(setup.hosts)
-    works = workload(setup, parts)
+    if works is None:
+        parts = shares(setup.hosts)
+        works = workload(setup, parts)
+    else:
+        parts = equal_shares(setup.hosts, works)
+        setup = replace(setup, hours=_whole_windows_h(works))  # the generator'''s knobs say nothing then
+        _check_fit(hosts, works)
     shared = simulate(setup, hosts, parts, works)
     private: dict[str, Record] = {}
     at = 0
@@ -114,6 +125,29 @@ def shares(hosts: int) -> Mapping[str, int]:
     counts = [max(1, hosts * part // whole) for part in parts]
     counts[-1] += hosts - sum(counts)
     return {f"t{number}": count for number, count in enumerate(counts)}
+
+
+def equal_shares(hosts: int, works: Sequence[Work]) -> Mapping[str, int]:
+    """Return how many hosts each tenant of a workload is promised: as many as any other, or one more."""
+    names = sorted({work.tenant for work in works})
+    if len(names) > hosts:
+        raise InvalidInputError(
+            f"a farm of {hosts} hosts cannot promise a host to each of {len(names)} tenants"
+        )
+    return {name: hosts // len(names) + (number < hosts % len(names)) for number, name in enumerate(names)}
+
+
+def _whole_windows_h(works: Sequence[Work]) -> float:
+    """Return for how long leases arrive, up to a whole number of the windows that are measured."""
+    return (max(work.arrives_ms for work in works) // WINDOW_MS + 1) * WINDOW_MS / HOUR_MS
+
+
+def _check_fit(hosts: Sequence[Host], works: Sequence[Work]) -> None:
+    for work in works:
+        if not ever_fits(hosts, work.ask):
+            raise InvalidInputError(
+                f"lease {work.id} can never be placed on these hosts, not even if they are empty"
+            )
 
 
 def workload(setup: Setup, parts: Mapping[str, int]) -> Sequence[Work]:
@@ -161,7 +195,7 @@ def simulate(setup: Setup, hosts: Sequence[Host], parts: Mapping[str, int], work
     world = World(
         hosts,
         tree,
-        fair(setup.rules, lambda _view: tree),
+        admission(setup.policy, setup.rules, tree),
         watch=record.look,
         wake=partial(next_look_ms, rules=setup.rules, tree=tree),
         memory=setup.memory,

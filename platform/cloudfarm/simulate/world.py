@@ -4,6 +4,7 @@ Leases start the moment they are granted and end when their work is done, at the
 preemption; a preempted one waits anew and goes on from its last checkpoint.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +14,7 @@ from cloudfarm.domain.lease import Ask, Lease, LeaseKind
 from cloudfarm.domain.quota import QuotaTree, quota_of
 from cloudfarm.domain.status import LeaseStatus
 from cloudfarm.domain.tenant import Tenant
-from cloudfarm.scheduler.history import Memory, Use, past_shares
+from cloudfarm.scheduler.history import Memory, PastUse, Use
 from cloudfarm.simulate.engine import Alarm, Engine, Phase
 from cloudfarm.steward.view import Decisions, FarmView, Grant, Preempt, Wait
 
@@ -33,6 +34,8 @@ class Work:
     """How often its work is saved."""
     saves_when_told: bool = False
     """Whether it saves once more when it is told to go, as Ray Train does; what it does after that is lost."""
+    gives_up_ms: int | None = None
+    """When whoever asked gives up, if it has not started by then; None: never."""
 
 
 @dataclass(slots=True)
@@ -81,12 +84,20 @@ class World:
     leases: dict[str, Lease] = field(default_factory=dict)
     """Those that have not ended, oldest first."""
     stories: dict[str, Story] = field(default_factory=dict)
-    uses: list[Use] = field(default_factory=list)
+    uses: Iterable[Use] = ()
+    """Those of the time before."""
+    asks: deque[Ask] = field(default_factory=lambda: deque(maxlen=0))
+    """The newest asks, as many as are remembered, to learn from; if none are, it is learned from the open ones."""
     engine: Engine = field(default_factory=Engine)
     _alarm: Alarm = field(init=False)
+    _past: PastUse | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._alarm = Alarm(self.engine, self._look)
+        if self.memory is not None:
+            self._past = PastUse(self.tree, self.milli_gpus, self.memory)
+            for use in self.uses:
+                self._past.add(use)
 
     @property
     def now_ms(self) -> int:
@@ -128,13 +139,13 @@ class World:
             if lease.started_ms is not None
         }
         past: Mapping[str, float] = {}
-        if self.memory is not None:
+        if self._past is not None:
             running = [
                 Use(quota_of(lease.tenant, lease.project), lease.milli_gpus, lease.started_ms, self.now_ms)
                 for lease in self.leases.values()
                 if lease.started_ms is not None
             ]
-            past = past_shares([*self.uses, *running], self.tree, self.milli_gpus, self.now_ms, self.memory)
+            past = self._past.shares(self.now_ms, running)
         return FarmView(
             now_ms=self.now_ms,
             tenants=tenants,
@@ -142,6 +153,7 @@ class World:
             leases=tuple(self.leases.values()),
             jobs=(),
             services=(),
+            asks=tuple(self.asks),
             past=past,
             saved_ms=saved,
         )
@@ -155,6 +167,7 @@ class World:
 
     def _arrive(self, work: Work) -> None:
         self.stories[work.id] = Story(work)
+        self.asks.append(work.ask)
         self.leases[work.id] = Lease(
             id=work.id,
             tenant=work.tenant,
@@ -165,7 +178,15 @@ class World:
             created_ms=self.now_ms,
             project=work.project,
         )
+        if work.gives_up_ms is not None:
+            self.engine.at(work.gives_up_ms, partial(self._give_up, work.id))
         self._alarm.ring_by(self.now_ms)
+
+    def _give_up(self, lease_id: str) -> None:
+        lease = self.leases.get(lease_id)
+        if lease is not None and not lease.segment:
+            del self.leases[lease_id]
+            self._alarm.ring_by(self.now_ms)
 
     def _start(self, grant: Grant) -> None:
         lease, story = self.leases[grant.lease_id], self.stories[grant.lease_id]
@@ -202,9 +223,10 @@ class World:
         self._alarm.ring_by(self.now_ms)
         story = self.stories[lease_id]
         story.segments.append((lease.started_ms, self.now_ms))
-        self.uses.append(
-            Use(quota_of(lease.tenant, lease.project), lease.milli_gpus, lease.started_ms, self.now_ms)
-        )
+        if self._past is not None:
+            self._past.add(
+                Use(quota_of(lease.tenant, lease.project), lease.milli_gpus, lease.started_ms, self.now_ms)
+            )
         if done:
             story.ended_ms = self.now_ms
             del self.leases[lease_id]
