@@ -123,8 +123,7 @@ def test_the_table_and_the_plain_data():
         ("bb", "past"), ("", "replay"), ("", "what-if"),
     ]  # fmt: skip
     assert set(rows[0]) == set(COLUMNS)
-    assert rows[0]["leases"] == "4 (2 never started)"
-    assert rows[0]["utilisation"] == "55.0%"
+    assert (rows[0]["leases"], rows[0]["never started"], rows[0]["used"]) == ("4", "2", "55.0%")
     assert found.as_json()["outcomes"]["what-if"]["tenants"]["aa"]["gpu_hours"] == pytest.approx(10)
     assert found.title == "1970-01-01 00:00 to 1970-01-01 10:00 UTC"
     assert found.legend()[2] == "what-if: 3 hosts (3 GPU)"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLES: Mapping[str, Mapping[str, Any]] = {
-    "past": {"color": "#8c8c8c", "linewidth": 1.4, "linestyle": "-"},
+    "past": {"color": "#b0b0b0", "linewidth": 3.2, "linestyle": "-"},
     "replay": {"color": "#0072b2", "linewidth": 1.6, "linestyle": (0, (5, 1.5))},
     "what-if": {"color": "#d55e00", "linewidth": 1.8, "linestyle": "-"},
 }
@@ -53,8 +53,8 @@ MOST_PANELS = 12
 SHORTEST_S = 1.0
 """Waits below this are drawn as this: the axis is logarithmic."""
 TICKS = (
-    (1, "≤ 1 s"), (10, "10 s"), (60, "1 min"), (600, "10 min"), (3600, "1 h"), (6 * 3600, "6 h"), (86_400, "1 d"),
-    (7 * 86_400, "7 d"), (30 * 86_400, "30 d"), (365 * 86_400, "1 y"),
+    (1, "≤ 1 s"), (10, "10 s"), (60, "1 min"), (600, "10 min"), (3600, "1 h"), (36_000, "10 h"), (432_000, "5 d"),
+    (4_320_000, "50 d"),
 )  # fmt: skip
 REPORT = "report.html"
 
@@ -122,11 +122,12 @@ def _used(comparison: Comparison) -> "Figure":
     for milli_gpus in sorted({outcome.milli_gpus for outcome in comparison.outcomes}):
         axes.axhline(milli_gpus / MILLI, color="#1f2328", linewidth=0.9, linestyle=":")
         axes.annotate(
-            f"{milli_gpus / MILLI:g} GPU there",
-            (0.002, milli_gpus / MILLI),
+            f"{milli_gpus / MILLI:g} GPU",
+            (1, milli_gpus / MILLI),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
+            xytext=(4, 0),
             textcoords="offset points",
+            va="center",
             fontsize=8,
             color="#59636e",
         )
@@ -158,17 +159,19 @@ def _waits(comparison: Comparison) -> "Figure":
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     for number, axes in enumerate(panels[: len(shown)]):
-        if number % columns == 0:
-            axes.set_ylabel("started, %")
         if number + columns >= len(shown):
-            axes.set_xlabel("wait to the first start")
-            axes.tick_params(labelbottom=True)
+            axes.tick_params(labelbottom=True)  # also where the last row is not full
         axes.set_xscale("log")
         axes.set_xlim(SHORTEST_S, longest_s * 1.1)
         ticks = [(at, label) for at, label in TICKS if at <= longest_s]
-        axes.set_xticks([at for at, _ in ticks], [label for _, label in ticks], rotation=35, fontsize=8)
+        axes.set_xticks([at for at, _ in ticks], [label for _, label in ticks], fontsize=8)
         axes.minorticks_off()
         axes.set_ylim(0, 102)
+    some = (
+        f" (the {len(shown)} of {len(demand)} tenants with most leases)" if len(shown) < len(demand) else ""
+    )
+    figure.supxlabel(f"wait to the first start{some}", fontsize=10)
+    figure.supylabel("leases that have started, %", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=9)
     return figure
@@ -180,8 +183,12 @@ def _share_started(axes: "Axes", outcome: Outcome, tenant: str, longest_s: float
     leases = max(1, outcome.figures(tenant).leases)
     x = np.concatenate([[SHORTEST_S], waits, [longest_s * 1.1]])
     y = np.concatenate([[0.0], np.arange(1, len(waits) + 1), [len(waits)]]) * 100 / leases
-    line = axes.step(x, y, where="post", label=outcome.name, **STYLES[outcome.name])[0]
+    line = axes.step(x, y, where="post", label=_label(outcome), **STYLES[outcome.name])[0]
     line.set_gid(f"{outcome.name}-{tenant}")
+
+
+def _label(outcome: Outcome) -> str:
+    return f"{outcome.name}: {outcome.title}"
 
 
 def _panel(height_in: float) -> tuple["Figure", "Axes"]:
@@ -195,7 +202,7 @@ def _steps(axes: "Axes", outcome: Outcome, curve: Curve, milli_gpus: Numbers) ->
     times_ms, values = averaged(curve, milli_gpus)
     x = times_ms.astype("datetime64[ms]")
     y = np.append(values, values[-1]) / MILLI
-    line = axes.step(x, y, where="post", label=outcome.name, **STYLES[outcome.name])[0]
+    line = axes.step(x, y, where="post", label=_label(outcome), **STYLES[outcome.name])[0]
     line.set_gid(outcome.name)
     if outcome.name == "past":
         axes.fill_between(x, y, step="post", color="#8c8c8c", alpha=0.15, linewidth=0)
@@ -215,7 +222,7 @@ def _over_time(figure: "Figure", axes: "Axes", comparison: Comparison, label: st
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
 
     window = comparison.window
-    axes.set_xlim(np.datetime64(window.from_ms, "ms"), np.datetime64(window.until_ms, "ms"))  # type: ignore[arg-type]
+    axes.set_xlim(np.datetime64(window.from_ms, "ms"), np.datetime64(window.until_ms, "ms"))
     locator = AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -11,8 +11,8 @@ from cloudfarm.simulate.compare import Figures, Outcome, Window
 
 WHOLE = "the whole farm"
 COLUMNS = (
-    "tenant", "case", "leases", "wait: mean, p50, p95", "completion: mean, p50, p95",
-    "utilisation", "preemptions", "lost", "idle though wanted",
+    "tenant", "case", "leases", "never started", "wait", "wait p50", "wait p95", "took", "took p50", "took p95",
+    "used", "preempted", "lost GPU-h", "idle",
 )  # fmt: skip
 
 
@@ -124,14 +124,14 @@ def _first() -> Iterator[bool]:
 
 
 def _cells(figures: Figures) -> Sequence[str]:
-    unstarted = f" ({figures.not_started} never started)" if figures.not_started else ""
     return (
-        f"{figures.leases}{unstarted}",
-        ", ".join(span(each) for each in (figures.wait_mean_s, figures.wait_p50_s, figures.wait_p95_s)),
-        ", ".join(span(each) for each in (figures.took_mean_s, figures.took_p50_s, figures.took_p95_s)),
+        str(figures.leases),
+        str(figures.not_started),
+        *(span(each) for each in (figures.wait_mean_s, figures.wait_p50_s, figures.wait_p95_s)),
+        *(span(each) for each in (figures.took_mean_s, figures.took_p50_s, figures.took_p95_s)),
         f"{figures.utilisation:.1%}",
         str(figures.preemptions),
-        f"{figures.lost_gpu_hours:.3g} GPU-h",
+        f"{figures.lost_gpu_hours:.3g}",
         f"{figures.idle_wanted:.1%}",
     )
 

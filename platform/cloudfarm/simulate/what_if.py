@@ -43,7 +43,7 @@ def compare(past: Past, told: Told, base: Scenario, other: Scenario) -> Comparis
     """Return what really was, a replay of it under the farm as it is, and one under another if that differs."""
     outcomes = [
         as_it_was(told, base.hosts),
-        replay(told, base, "replay", "replayed under the present hosts and quotas"),
+        replay(told, base, "replay", "under the present hosts and quotas"),
     ]
     notes = _notes(past, told, base)
     if other != base:
