@@ -23,6 +23,7 @@ from cloudfarm.simulate.history import Past, Told
 from cloudfarm.simulate.policies import admission
 from cloudfarm.simulate.report import Comparison
 from cloudfarm.simulate.world import Story, World
+from cloudfarm.steward.decide import Admission
 from cloudfarm.steward.past import ASKS
 
 MOST_HOSTS = 10_000
@@ -37,6 +38,13 @@ class Scenario:
     rules: Rules
     memory: Memory
     policy: str = "fair"
+
+    def __post_init__(self) -> None:
+        self.admission()  # a policy that is not there is noticed before anything is replayed
+
+    def admission(self) -> Admission:
+        """Return the policy; raises InvalidInputError if there is none of that name."""
+        return admission(self.policy, self.rules, self.tree)
 
 
 def compare(past: Past, told: Told, base: Scenario, other: Scenario) -> Comparison:
@@ -61,17 +69,12 @@ def as_it_was(told: Told, hosts: Sequence[Host]) -> Outcome:
 
 
 def replay(told: Told, scenario: Scenario, name: str, title: str) -> Outcome:
-    """Replay a past and return what became of it.
-
-    Raises:
-        InvalidInputError: if there is no such policy.
-    """
-    rules, tree = scenario.rules, scenario.tree
+    """Replay a past and return what became of it."""
     world = World(
         scenario.hosts,
-        tree,
-        admission(scenario.policy, rules, tree),
-        wake=partial(next_look_ms, rules=rules, tree=tree),
+        scenario.tree,
+        scenario.admission(),
+        wake=partial(next_look_ms, rules=scenario.rules, tree=scenario.tree),
         memory=scenario.memory,
         uses=told.uses,
         asks=deque(told.asks, maxlen=ASKS),
