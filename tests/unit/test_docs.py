@@ -15,6 +15,7 @@ from cloudfarm.cli.app import app as cli
 from cloudfarm.domain.quota import Amounts, QuotaTree
 from cloudfarm.domain.status import TRANSITIONS, EndReason, JobStatus, LeaseStatus, ServiceStatus
 from cloudfarm.settings import Settings
+from cloudfarm.simulate.workloads import MEMBERS, read_workload
 from cloudfarm.testing.front_door import open_front_door
 from cloudfarm.usecases.job_request import LEASE_KEY, SHAPE_KEYS
 from cloudfarm.usecases.runtime_env import ALLOWED_KEYS, REFUSED_ENV_PREFIXES, REFUSED_KEYS
@@ -170,6 +171,18 @@ def test_the_tree_that_the_operator_guide_shows_can_be_kept():
     assert len(tree) == 6
     described = GUIDES["operator"].partition("| of a quota |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", described, re.MULTILINE) == list(QuotaBody.model_fields)
+
+
+# Workloads
+
+
+def test_the_members_of_a_workloads_lines_are_documented(tmp_path):
+    section = read("docs/scheduling.md").partition("## Workloads as files")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \| ", section, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(MEMBERS)
+    (line,) = (body for kind, body in FENCE.findall(section) if kind == "json")
+    (tmp_path / "w.jsonl").write_text(line)
+    assert [work.id for work in read_workload(tmp_path / "w.jsonl")] == ["l7"]
 
 
 # Statuses

@@ -22,6 +22,10 @@ def works_of(told):
     return {work.id: work for work in told.works}
 
 
+HALF = lived("zz1", 0, (0, 30), over=30)
+"""Of all that is known, the usual part is then a half."""
+
+
 # What is taken for what
 
 
@@ -44,12 +48,16 @@ def test_what_was_preempted_is_one_story_and_what_it_did_twice_is_not_its_run_ti
 
 def test_what_still_runs_runs_to_its_limit():
     found = past(
-        lived("aa1", 0, (0, 26), (36,), limit=100, lost=[6]), lived("aa2", 0, (0,), limit=9000), seen=50
+        lived("aa1", 0, (0, 26), (36,), limit=100, lost=[6]),
+        lived("aa2", 0, (0,), limit=9000),
+        HALF,
+        seen=50,
     )
     told = tell(found)
     assert {id_: work.runs_ms for id_, work in works_of(told).items()} == {
         "aa1": 100 * MINUTE,
         "aa2": 9000 * MINUTE,
+        "zz1": 30 * MINUTE,
     }
     assert minutes_of(told.courses["aa1"]) == [(0, 26), (36, 50)]
     assert told.courses["aa1"].over_ms is None
@@ -57,8 +65,8 @@ def test_what_still_runs_runs_to_its_limit():
 
 
 def test_what_waits_anew_runs_to_its_limit():
-    told = tell(past(lived("aa1", 0, (0, 26), limit=100, lost=[6], waits_anew=True), seen=50))
-    assert told.works[0].runs_ms == 100 * MINUTE
+    told = tell(past(lived("aa1", 0, (0, 26), limit=100, lost=[6], waits_anew=True), HALF, seen=50))
+    assert works_of(told)["aa1"].runs_ms == 100 * MINUTE
     assert (told.courses["aa1"].preempted, told.courses["aa1"].over_ms) == (1, None)
 
 
@@ -87,8 +95,8 @@ def test_the_farms_usual_part_counts_for_a_tenant_of_whom_little_is_known():
 
 
 def test_a_service_that_never_started_would_be_held_to_its_limit():
-    (work,) = tell(past(lived("aa1", 0, kind=LeaseKind.SERVICE, limit=50_000))).works
-    assert work.runs_ms == 50_000 * MINUTE
+    told = tell(past(lived("aa1", 0, kind=LeaseKind.SERVICE, limit=50_000), HALF))
+    assert works_of(told)["aa1"].runs_ms == 50_000 * MINUTE
 
 
 def test_what_ended_while_it_started_is_left_out():

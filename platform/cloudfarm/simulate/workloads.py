@@ -71,14 +71,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _row(work: Work, begin_ms: int) -> Mapping[str, Any]:
     """Return a lease's members; those that say what would hold anyhow are left out."""
-    values = {name: member.of(work) for name, member in _MEMBERS.items()}
+    values = {name: member.of(work) for name, member in MEMBERS.items()}
     for name in _FROM_BEGIN:
         if values[name] is not None:
             values[name] = max(0, values[name] - begin_ms)
     return {
         name: value
         for name, value in values.items()
-        if _MEMBERS[name].is_needed or value != _MEMBERS[name].default
+        if MEMBERS[name].is_needed or value != MEMBERS[name].default
     }
 
 
@@ -89,15 +89,15 @@ def _work(text: bytes) -> Work:
         raise InvalidInputError(f"it is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise InvalidInputError("it is not a JSON object")
-    unknown = [name for name in row if name not in _MEMBERS]
+    unknown = [name for name in row if name not in MEMBERS]
     if unknown:
-        raise InvalidInputError(f"there is no member {unknown[0][:40]!r}; there are {', '.join(_MEMBERS)}")
-    missing = [name for name, member in _MEMBERS.items() if member.is_needed and name not in row]
+        raise InvalidInputError(f"there is no member {unknown[0][:40]!r}; there are {', '.join(MEMBERS)}")
+    missing = [name for name, member in MEMBERS.items() if member.is_needed and name not in row]
     if missing:
         raise InvalidInputError(f"it has no {', '.join(missing)}")
     has = {
         name: member.read(name, row[name]) if name in row else member.default
-        for name, member in _MEMBERS.items()
+        for name, member in MEMBERS.items()
     }
     shape: Shape = has["shape"]
     if has["gives_up_ms"] is not None and has["gives_up_ms"] < has["arrival_ms"]:
@@ -167,7 +167,7 @@ class _Member:
     is_needed: bool = False
 
 
-_MEMBERS: Mapping[str, _Member] = {
+MEMBERS: Mapping[str, _Member] = {
     "id": _Member(_text, lambda work: work.id, is_needed=True),
     "tenant": _Member(_slug, lambda work: work.tenant, is_needed=True),
     "project": _Member(_slug, lambda work: work.project, ""),
@@ -185,5 +185,6 @@ _MEMBERS: Mapping[str, _Member] = {
     "not_before_ms": _Member(_whole(0, LAST_MS), lambda work: work.ask.not_before_ms),
     "gives_up_ms": _Member(_whole(0, LAST_MS), lambda work: work.gives_up_ms),
 }
+"""By its name in a line."""
 _FROM_BEGIN = ("arrival_ms", "not_before_ms", "gives_up_ms")
 """Those that are moments."""
