@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,8 @@ def test_what_is_imported_is_declared_and_nothing_else_is():
     ours = {"cloudfarm", *OUTSIDE}
     names = {name.partition(".")[0] for text in texts for _, name in imports(text)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    libraries = {re.split(r"[\[<>=~! ]", each)[0].replace("-", "_") for each in project["dependencies"]}
+    dependencies = list(chain(project["dependencies"], *project["optional-dependencies"].values()))
+    libraries = {re.split(r"[\[<>=~! ]", each)[0].replace("-", "_") for each in dependencies}
     declared = {IMPORTED_AS.get(each, each) for each in libraries}
     imported = names - ours - sys.stdlib_module_names - INSIDE_RAY
     assert imported - declared == set(), "not declared in pyproject.toml"
