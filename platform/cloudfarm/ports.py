@@ -73,11 +73,24 @@ class LeaseRepository(Protocol):
     ) -> Sequence[Lease]:
         """Return leases oldest first (with ``limit``: the newest so many, oldest first)."""
 
+    async def list_open(self, known: Mapping[str, Lease]) -> Sequence[Lease]:
+        """As ``list(open_only=True)``, but of leases in ``known`` (by id) only those are read that have changed since.
+
+        Whether one has changed its ``version`` tells, which every stored change counts up.
+        """
+
     async def update(self, lease: Lease) -> None:
         """Store changed fields other than ``status``, if ``version`` is still the stored one, and count it up.
 
         Raises:
             StaleError: if somebody else changed it meanwhile.
+        """
+
+    async def update_all(self, leases: Sequence[Lease]) -> set[str]:
+        """As :meth:`update` for many different leases.
+
+        Returns:
+            The ids of those that are left out because somebody else changed them meanwhile, or that are not there.
         """
 
 
@@ -177,6 +190,9 @@ class EventRepository(Protocol):
     async def append(self, event: Event) -> None:
         """Store an event."""
 
+    async def append_all(self, events: Sequence[Event]) -> None:
+        """Store events, in their order."""
+
     async def list(
         self,
         *,
@@ -227,6 +243,13 @@ class UnitOfWork(Protocol):
 
     async def apply(self, step: Transition) -> None:
         """Store a status change with its event; raises StaleError as ``update`` does."""
+
+    async def apply_all(self, steps: Sequence[Transition]) -> set[str]:
+        """As :meth:`apply` for steps of many different leases.
+
+        Returns:
+            The ids of those that are left out, as of :meth:`LeaseRepository.update_all`; they have no event either.
+        """
 
     async def take_epoch(self) -> int:
         """Count the steward's epoch up and return it: every older steward is fenced from now on."""

@@ -59,6 +59,12 @@ class FarmView:
     """By lease: when its work was last saved."""
     stopping: bool = False
     """Whether the operator is stopping the farm: leases end, nothing new starts."""
+    leases_by_id: Mapping[str, Lease] = field(init=False, repr=False, compare=False)
+    hosts_by_id: Mapping[str, Host] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leases_by_id", {lease.id: lease for lease in self.leases})
+        object.__setattr__(self, "hosts_by_id", {host.id: host for host in self.hosts})
 
 
 @dataclass(frozen=True, slots=True)

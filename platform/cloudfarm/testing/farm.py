@@ -11,7 +11,7 @@ from cloudfarm.domain.tenant import Tenant
 from cloudfarm.domain.workload import Job, Service
 from cloudfarm.scheduler.history import Memory
 from cloudfarm.scheduler.queue import fair
-from cloudfarm.scheduler.rules import Rules
+from cloudfarm.scheduler.rules import Rules, next_look_ms
 from cloudfarm.steward.act import Actor
 from cloudfarm.steward.checkpoints import Checkpoints
 from cloudfarm.steward.loop import Steward
@@ -71,6 +71,7 @@ class MemoryFarm:
             ),
             watch=self.watch,
             admit=fair(self.rules, lambda view: view.quotas),
+            next_look_ms=lambda view: next_look_ms(view, self.rules, view.quotas),
             policy=POLICY,
             tick_s=1.0,
             watch_s=1.0,

@@ -1,6 +1,8 @@
 """Leases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import select
 
 from cloudfarm.domain.lease import Lease
 from cloudfarm.store import rows
@@ -35,6 +37,21 @@ class SqlLeases:
             where.append(rows.OPEN_LEASES)
         return await self.records.oldest_first(*where, limit=limit)
 
+    async def list_open(self, known: Mapping[str, Lease]) -> Sequence[Lease]:
+        """Return open leases oldest first, of those in ``known`` only what has changed read anew."""
+        table, read = rows.leases, self.records.transaction.read
+        query = select(table.c.id, table.c.version).where(rows.OPEN_LEASES)
+        versions = (await read(query.order_by(table.c.created_ms, table.c.id))).all()
+        news = [key for key, version in versions if key not in known or known[key].version != version]
+        if 2 * len(news) > len(versions):
+            return await self.list(open_only=True)
+        fresh = {lease.id: lease for lease in await self.records.get_all(news)}
+        return [fresh.get(key) or known[key] for key, _ in versions]
+
     async def update(self, lease: Lease) -> None:
         """Store changed fields other than ``status``, guarded by the version."""
         await self.records.update(lease, step=False)
+
+    async def update_all(self, leases: Sequence[Lease]) -> set[str]:
+        """As :meth:`update` for different leases; return the ids of those left out."""
+        return await self.records.update_all(leases, step=False)
