@@ -57,8 +57,7 @@ class Actor:
             FencedError: as soon as a newer steward is found to have taken over.
         """
         for decision in decisions:
-            key = _key(decision)
-            if type(decision) not in CHANGES and key not in self._under_way:
+            if type(decision) not in CHANGES and (key := _key(decision)) not in self._under_way:
                 self._under_way[key] = asyncio.create_task(self._one(decision, view, epoch))
         changed = await self._store(decisions, view, epoch)
         if self._under_way:

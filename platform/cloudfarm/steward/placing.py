@@ -8,6 +8,9 @@ from cloudfarm.domain.quantities import MAX_HOURS, Shape
 from cloudfarm.domain.workload import Service
 from cloudfarm.ports import Artifacts
 
+_STRENGTH = {grade: place for place, grade in enumerate(Grade)}
+"""By grade: its place from the strongest on."""
+
 
 def node_labels(lease: Lease, piece: Slice) -> Mapping[str, str]:
     """Return the Ray labels of a lease node; ``lease`` is the one that confines, the others are for people."""
@@ -32,7 +35,7 @@ def node_env(lease: Lease, artifacts: Artifacts) -> Mapping[str, str]:
 
 def weakest(grades: list[Grade]) -> Grade:
     """Return the weakest of some grades: what can be promised of a lease on several hosts."""
-    return max(grades, key=list(Grade).index)
+    return max(grades, key=_STRENGTH.__getitem__)
 
 
 def lease_for_service(service: Service, now_ms: int) -> Lease:
