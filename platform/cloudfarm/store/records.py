@@ -1,6 +1,6 @@
 """What the repositories of all records share: rows to dataclasses and back, and the guarded update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Table, bindparam, insert, select, update
@@ -43,7 +43,7 @@ class Records(Generic[R]):
         self.transaction = transaction
         self.table = table
         self.what = what
-        self._kind = kind
+        self._make: Callable[..., R] = kind
         names: list[str] = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
         self._fields = [table.c[name] for name in names if name in table.c]
         self._is_whole = len(self._fields) == len(names)
@@ -83,9 +83,9 @@ class Records(Generic[R]):
         query = select(*self._fields).where(*where).order_by(*by).limit(limit)
         rows = await self.transaction.read(query)
         if self._is_whole:
-            return [self._kind(*row) for row in rows]
+            return [self._make(*row) for row in rows]
         names = [column.name for column in self._fields]
-        return [self._kind(**dict(zip(names, row, strict=True))) for row in rows]
+        return [self._make(**dict(zip(names, row, strict=True))) for row in rows]
 
     async def oldest_first(self, *where: ColumnElement[bool], limit: int | None = None) -> Sequence[R]:
         """Return records by age; with ``limit`` the newest so many."""
@@ -143,12 +143,16 @@ class Records(Generic[R]):
         ids = [record.id for record in records]
         query = select(table.c.id, table.c.version, table.c.status).where(table.c.id.in_(ids))
         found = await self.transaction.read(query.order_by(table.c.id).with_for_update())
-        stored = {row_id: (version, status) for row_id, version, status in found}
-        left_out = {record.id for record in records if stored.get(record.id, (None,))[0] != record.version}
+        stored = {row.id: row for row in found}
+        left_out = {
+            record.id
+            for record in records
+            if record.id not in stored or stored[record.id].version != record.version
+        }
         kept = [record for record in records if record.id not in left_out]
         values = [{**self.values(record), "version": record.version + 1} for record in kept]
         for record, each in zip(kept, values, strict=True):
-            if not step and stored[record.id][1] is not record.status:
+            if not step and stored[record.id].status is not record.status:
                 raise self._other_status(record)
             each["at_id"] = each.pop("id")
         if values:
