@@ -15,7 +15,7 @@ from cloudfarm.steward.view import EndLease, Grant, KillNode, ReleaseLease, Star
 from cloudfarm.testing.fake_farm import FakeHosts
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
-from cloudfarm.testing.memory_store import MemoryStore
+from cloudfarm.testing.memory_store import MemoryStore, MemoryUnitOfWork
 
 
 class CountingStore(MemoryStore):
@@ -136,20 +136,41 @@ async def test_one_that_the_store_refuses_keeps_no_other_from_being_stored(farm,
 
 async def test_a_store_that_does_not_answer_is_tried_again(farm, caplog) -> None:
     await farm.request("l0", "1")
+    await farm.request("l1", "1")
     decisions, view = await decided(farm)
     begin = farm.store.begin
+    asked = []
 
     def down(*, write: bool = True):
         if write:
+            asked.append(write)
             raise UnavailableError("down")
         return begin(write=write)
 
     farm.store.begin = down
     assert await carry_out(farm, decisions, view) == 0
     assert "down" in caplog.text
+    assert len(asked) == 1  # not for one lease after the other
     farm.store.begin = begin
     await farm.settle()
-    assert await statuses(farm, "l0") == [LeaseStatus.ACTIVE]
+    assert await statuses(farm, "l0", "l1") == [LeaseStatus.ACTIVE, LeaseStatus.ACTIVE]
+
+
+async def test_no_step_ends_before_its_grants_are_stored(farm, monkeypatch) -> None:
+    """Else the next one, which does not see them, might give the same GPUs to another lease."""
+    commit = MemoryUnitOfWork.commit
+
+    async def slow(uow) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await commit(uow)
+
+    monkeypatch.setattr(MemoryUnitOfWork, "commit", slow)
+    await farm.request("l0", "1")
+    decisions, view = await decided(farm)
+    farm.steward.actor.patience_s = 0
+    assert await carry_out(farm, decisions, view) == 1
+    assert await statuses(farm, "l0") == [LeaseStatus.STARTING]
 
 
 async def test_of_two_decisions_about_one_lease_the_second_waits_for_the_next_step(farm) -> None:
