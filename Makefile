@@ -44,8 +44,9 @@ format: setup ## Format the code
 bench: setup ## Measure and print the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
-bench-scheduler: setup ## Measure packing and completion times on public workloads
+bench-scheduler: setup ## Measure packing, admission, and completion times on public workloads
 	$(BIN)/python -m benchmarks.scheduler
+	$(BIN)/python -m benchmarks.admission
 	$(BIN)/python -m benchmarks.pollux --all
 
 lock: ## Write constraints.txt anew from what .venv holds

@@ -12,7 +12,7 @@ from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Artifacts, Store
 from cloudfarm.scheduler.history import Memory
 from cloudfarm.scheduler.queue import fair
-from cloudfarm.scheduler.rules import Rules
+from cloudfarm.scheduler.rules import Rules, next_look_ms
 from cloudfarm.settings import Settings
 from cloudfarm.steward.view import Policy
 
@@ -111,7 +111,7 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
     serving = overrides.get("serving") or ServeClient(
         http, settings.bind_address, settings.port, str(settings.state_dir)
     )
-    policy = policy_of(settings)
+    policy, rules = policy_of(settings), rules_of(settings)
     steward = Steward(
         store=store,
         clock=clock,
@@ -124,6 +124,7 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
             checkpoints=Checkpoints(artifacts),
             past=Past(memory_of(settings)),
             default_limit_milli_gpus=default_limit_of(settings),
+            gpu_reserve_percent=settings.gpu_reserve_percent,
         ),
         actor=Actor(
             store=store,
@@ -132,10 +133,10 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
             serving=serving,
             artifacts=artifacts,
             max_log_bytes=settings.max_log_bytes,
-            gpu_reserve_percent=settings.gpu_reserve_percent,
         ),
         watch=overrides.get("watch") or RayWatch(ray_jobs, clock),
-        admit=overrides.get("admit") or fair(rules_of(settings), lambda view: view.quotas),
+        admit=overrides.get("admit") or fair(rules, lambda view: view.quotas),
+        next_look_ms=lambda view: next_look_ms(view, rules, view.quotas),
         policy=policy,
         tick_s=settings.tick_s,
         watch_s=settings.watch_s,

@@ -80,6 +80,13 @@ class LeaseRepository(Protocol):
             StaleError: if somebody else changed it meanwhile.
         """
 
+    async def update_all(self, leases: Sequence[Lease]) -> set[str]:
+        """As :meth:`update` for many different leases.
+
+        Returns:
+            The ids of those that are left out because somebody else changed them meanwhile, or that are not there.
+        """
+
 
 class JobRepository(Protocol):
     """Jobs."""
@@ -177,6 +184,9 @@ class EventRepository(Protocol):
     async def append(self, event: Event) -> None:
         """Store an event."""
 
+    async def append_all(self, events: Sequence[Event]) -> None:
+        """Store events, in their order."""
+
     async def list(
         self,
         *,
@@ -227,6 +237,13 @@ class UnitOfWork(Protocol):
 
     async def apply(self, step: Transition) -> None:
         """Store a status change with its event; raises StaleError as ``update`` does."""
+
+    async def apply_all(self, steps: Sequence[Transition]) -> set[str]:
+        """As :meth:`apply` for steps of many different leases.
+
+        Returns:
+            The ids of those that are left out, as of :meth:`LeaseRepository.update_all`; they have no event either.
+        """
 
     async def take_epoch(self) -> int:
         """Count the steward's epoch up and return it: every older steward is fenced from now on."""

@@ -254,3 +254,36 @@ def test_a_gang_is_placed_whole_or_not_at_all():
 def test_a_request_that_can_never_be_is_refused(gpu):
     with pytest.raises(InvalidInputError):
         Request(1000, 1, *gpu)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(nodes, min_size=1, max_size=5),
+    st.lists(requests.filter(lambda request: request.num_gpu <= 1), min_size=1, max_size=4),
+    st.lists(st.randoms(use_true_random=False), min_size=2, max_size=5),
+)
+def test_what_is_told_to_be_free_is_looked_at_anew_whatever_was_free_before(nodes, asked, chances):
+    def told(allocator, chance):
+        free = [
+            [chance.choice([0, 300, 1000]) if gpu < len(node.gpu_models) else 0 for gpu in range(width)]
+            for node in nodes
+        ]
+        beside = [[chance.randint(0, node.cpu_milli), chance.randint(0, node.memory_mib)] for node in nodes]
+        allocator.reset(np.array(free), *np.array(beside).T)
+
+    def taught():
+        allocator = Allocator(nodes)
+        for request in asked:
+            allocator.learn(request)
+        return allocator
+
+    width = max(1, *(len(node.gpu_models) for node in nodes))
+    kept = taught()
+    for chance in chances:
+        fresh = taught()
+        same = chance.getstate()
+        told(kept, chance)
+        chance.setstate(same)
+        told(fresh, chance)
+        for request in asked:
+            assert kept.pick(request) == fresh.pick(request)

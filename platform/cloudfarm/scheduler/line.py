@@ -30,6 +30,12 @@ class Line:
             path = standing.path(lease)
             paths[path[-1].id] = path
             self._leaves[path[-1].id].append(lease)
+        children: dict[str | None, set[str]] = defaultdict(set)
+        for path in paths.values():
+            for quota in path:
+                children[quota.parent].add(quota.id)
+        self._only = {next(iter(those)) for those in children.values() if len(those) == 1}
+        """Quotas that wait without siblings: it is always their turn."""
         for path in paths.values():
             self._renew(path)
         self._last: tuple[Quota, ...] = ()
@@ -54,7 +60,10 @@ class Line:
             lease = leaves[-1] if leaves else self._first(quota.id)
             self._age[quota.id] += 1
             if lease is not None:
-                turn = *self._standing.turn(quota, amounts_of(lease.ask)), lease.created_ms, lease.id
+                first = (
+                    (0, 0.0) if quota.id in self._only else self._standing.turn(quota, amounts_of(lease.ask))
+                )
+                turn = *first, lease.created_ms, lease.id
                 heappush(self._below[quota.parent], (turn, self._age[quota.id], quota.id, lease))
 
     def _first(self, parent: str | None) -> Lease | None:

@@ -16,7 +16,6 @@ def decide(view: FarmView, *, admit: Admission, policy: Policy) -> Decisions:
     Nothing is concluded from what could not be observed (a silent host, a Ray API that did not answer), and deciding
     again from an unchanged view gives the same decisions: carrying one out twice must do no harm.
     """
-    leases = {lease.id: lease for lease in view.leases}
     ground = lifecycle.Ground(view, policy)
     decisions: list[Decision] = []
     for lease in view.leases:
@@ -27,8 +26,8 @@ def decide(view: FarmView, *, admit: Admission, policy: Policy) -> Decisions:
         else:
             decisions.extend(lifecycle.advance(lease, view, ground, policy))
     decisions.extend(lifecycle.leaks(view))
-    decisions.extend(workloads.jobs(view, leases))
-    decisions.extend(workloads.services(view, leases))
+    decisions.extend(workloads.jobs(view))
+    decisions.extend(workloads.services(view))
     if not view.stopping:
         decisions.extend(workloads.releases(view))
         decisions.extend(admit(view))

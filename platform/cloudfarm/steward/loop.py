@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from cloudfarm.clock import Clock
@@ -12,7 +13,7 @@ from cloudfarm.ports import Store, UnitOfWork, Watch
 from cloudfarm.steward.act import Actor
 from cloudfarm.steward.decide import Admission, decide
 from cloudfarm.steward.observe import Observer
-from cloudfarm.steward.view import Policy
+from cloudfarm.steward.view import FarmView, Policy
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,16 @@ class Steward:
     actor: Actor
     watch: Watch
     admit: Admission
+    next_look_ms: Callable[[FarmView], int | None]
+    """When admission may decide otherwise though nothing has happened; None if only an event can change anything."""
     policy: Policy
     tick_s: float
     watch_s: float
     epoch: int = 0
     since_ms: int = 0
     """When it took over."""
+    _look_ms: int | None = None
+    """What :attr:`next_look_ms` said of what was last seen."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take_over(self) -> None:
@@ -49,7 +54,9 @@ class Steward:
         Raises:
             FencedError: if a newer steward has taken over.
         """
+        self._look_ms = None  # a step that fails is tried again at the next tick, not at once
         view = await self.observer.look(self.epoch, self.since_ms)
+        self._look_ms = self.next_look_ms(view)
         decisions = decide(view, admit=self.admit, policy=self.policy)
         changed = await self.actor.carry_out(decisions, view, self.epoch)
         async with self.store.begin() as uow:
@@ -58,6 +65,12 @@ class Steward:
             await uow.put_hosts(view.hosts)
             await uow.commit()
         return changed
+
+    def rest_s(self) -> float:
+        """Return for how long the farm need not be looked at: a tick, or until time alone may change a decision."""
+        if self._look_ms is None:
+            return self.tick_s
+        return min(self.tick_s, max(0, self._look_ms - self.clock.now_ms()) / 1000)
 
     async def sweep(self) -> list[Event]:
         """Stop tenants' work outside its leases, and store what was found."""
@@ -105,7 +118,7 @@ class Steward:
                 log.warning("a step failed and is tried again: %s", error)
                 changed = 0
             if not changed:
-                await self._rest(self.tick_s)
+                await self._rest(self.rest_s())
 
     async def _sweep_forever(self) -> None:
         while True:

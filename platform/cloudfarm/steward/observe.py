@@ -32,6 +32,8 @@ class Observer:
     past: Past
     default_limit_milli_gpus: int
     """What a tenant may hold that has neither a quota nor a limit of its own."""
+    gpu_reserve_percent: int
+    """How much of a shared GPU's memory no slice may use."""
 
     async def look(self, epoch: int, watching_since_ms: int = 0) -> FarmView:
         """Return the farm as it is now.
@@ -82,6 +84,7 @@ class Observer:
             ray_jobs=ray_jobs,
             serve_apps=apps,
             saved_ms=saved_ms or {},
+            gpu_reserve_percent=self.gpu_reserve_percent,
             stopping=stopping,
         )
 

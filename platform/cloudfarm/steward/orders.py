@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cloudfarm.domain.lease import Lease
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.steward.view import FarmView
 
@@ -29,8 +28,3 @@ class Orders:
         """Raise FencedError before an order to Ray, which knows no epochs."""
         async with self.store.begin(write=False) as uow:
             await uow.check_epoch(epoch)
-
-
-def lease_in(view: FarmView, lease_id: str) -> Lease:
-    """Return an open lease."""
-    return next(lease for lease in view.leases if lease.id == lease_id)

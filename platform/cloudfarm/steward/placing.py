@@ -10,6 +10,9 @@ from cloudfarm.domain.quantities import MAX_HOURS, MIB, Shape, gpu_memory_cap
 from cloudfarm.domain.workload import Service
 from cloudfarm.ports import Artifacts
 
+_STRENGTH = {grade: place for place, grade in enumerate(Grade)}
+"""By grade: its place from the strongest on."""
+
 
 def with_gpu_memory(piece: Slice, host: Host, reserve_percent: int) -> Slice:
     """Return a slice with what it may use of its GPUs' memory."""
@@ -44,7 +47,7 @@ def node_env(lease: Lease, artifacts: Artifacts) -> Mapping[str, str]:
 
 def weakest(grades: list[Grade]) -> Grade:
     """Return the weakest of some grades: what can be promised of a lease on several hosts."""
-    return max(grades, key=list(Grade).index)
+    return max(grades, key=_STRENGTH.__getitem__)
 
 
 def lease_for_service(service: Service, now_ms: int) -> Lease:

@@ -57,8 +57,16 @@ class FarmView:
     """By quota: decayed past use; 1 is the whole farm, always."""
     saved_ms: Mapping[str, int] = field(default_factory=dict)
     """By lease: when its work was last saved."""
+    gpu_reserve_percent: int = 0
+    """How much of a shared GPU's memory no slice may use."""
     stopping: bool = False
     """Whether the operator is stopping the farm: leases end, nothing new starts."""
+    leases_by_id: Mapping[str, Lease] = field(init=False, repr=False, compare=False)
+    hosts_by_id: Mapping[str, Host] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leases_by_id", {lease.id: lease for lease in self.leases})
+        object.__setattr__(self, "hosts_by_id", {host.id: host for host in self.hosts})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 from cloudfarm.domain.status import Event, JobStatus, ServiceStatus, transition
 from cloudfarm.ports import Artifacts, Hosts, RayJobs, Serving, UnitOfWork
 from cloudfarm.steward import view as v
-from cloudfarm.steward.orders import Handler, Orders, lease_in
+from cloudfarm.steward.orders import Handler, Orders
 from cloudfarm.steward.placing import lease_for_service
 from cloudfarm.steward.wrapup import archive_log, collect_models
 
@@ -42,7 +42,7 @@ class WorkloadOrders(Orders):
 
         await self.in_store(epoch, work)
         job = next(job for job in view.jobs if job.id == decision.job_id)
-        lease = lease_in(view, job.lease_id)
+        lease = view.leases_by_id[job.lease_id]
         env = {
             "CLOUDFARM_JOB": job.id,
             "CLOUDFARM_MODEL_OUTBOX": self.artifacts.uri("tenants", job.tenant, "outbox", job.id),
@@ -56,7 +56,7 @@ class WorkloadOrders(Orders):
 
     async def _update_job(self, decision: v.UpdateJob, view: v.FarmView, epoch: int) -> None:
         seen = next(job for job in view.jobs if job.id == decision.job_id)
-        lease = next((lease for lease in view.leases if lease.id == seen.lease_id), None)
+        lease = view.leases_by_id.get(seen.lease_id)
         log_uri = seen.log_uri
         models: list[tuple[str, str, Mapping[str, Any]]] = []
         if decision.status.is_terminal and seen.submitted_ms is not None:
@@ -109,7 +109,7 @@ class WorkloadOrders(Orders):
 
     async def _requeue_job(self, decision: v.RequeueJob, view: v.FarmView, epoch: int) -> None:
         seen = next(job for job in view.jobs if job.id == decision.job_id)
-        lease = lease_in(view, seen.lease_id)
+        lease = view.leases_by_id[seen.lease_id]
         await archive_log(seen, lease, self.hosts, self.artifacts, self.max_log_bytes, final=False)
 
         async def work(uow: UnitOfWork) -> None:
@@ -151,10 +151,9 @@ class WorkloadOrders(Orders):
     async def _deploy(self, decision: v.DeployServices, view: v.FarmView, epoch: int) -> bool:
         await self.check(epoch)
         wanted = set(decision.service_ids)
-        leases = {lease.id: lease for lease in view.leases}
         await self.serving.apply(
             [
-                (service, view.models[service.model_id], leases[service.lease_id or ""])
+                (service, view.models[service.model_id], view.leases_by_id[service.lease_id or ""])
                 for service in view.services
                 if service.id in wanted
             ],

@@ -1,6 +1,6 @@
 """What jobs and services need next."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
@@ -19,10 +19,10 @@ from cloudfarm.steward.view import (
 )
 
 
-def jobs(view: FarmView, leases: Mapping[str, Lease]) -> Iterator[Decision]:
+def jobs(view: FarmView) -> Iterator[Decision]:
     """Yield what the open jobs need."""
     for job in view.jobs:
-        lease = leases.get(job.lease_id)
+        lease = view.leases_by_id.get(job.lease_id)
         yield from _waiting_job(job, lease) if job.submitted_ms is None else _submitted_job(job, lease, view)
 
 
@@ -92,11 +92,11 @@ def _lost(job: Job, lease: Lease | None) -> UpdateJob:
     )
 
 
-def services(view: FarmView, leases: Mapping[str, Lease]) -> Iterator[Decision]:
+def services(view: FarmView) -> Iterator[Decision]:
     """Yield what the open services need, and which of them Serve should run."""
     wanted: list[str] = []
     for service in view.services:
-        lease = leases.get(service.lease_id or "")
+        lease = view.leases_by_id.get(service.lease_id or "")
         if service.target is Target.END:
             if view.serve_apps is not None and service.app_name not in view.serve_apps:
                 yield UpdateService(service.id, ServiceStatus.DELETED)

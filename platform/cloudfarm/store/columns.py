@@ -1,9 +1,10 @@
 """Column types that turn the domain's values into text and whole numbers, and back."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields, is_dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from sqlalchemy import Text
@@ -16,6 +17,8 @@ from cloudfarm.domain.quantities import Shape
 from cloudfarm.store.text import storable
 
 E = TypeVar("E", bound=StrEnum)
+KEPT = 4096
+"""Values of :class:`FrozenJson` that are kept, of all such columns together."""
 
 
 class Words(TypeDecorator[str]):
@@ -71,16 +74,44 @@ class Json(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002 - SQLAlchemy's
         """Return what is stored; ASCII only, so that no character can be refused."""
-        return json.dumps(value, default=_plain, separators=(",", ":"))
+        return _text_of(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
         """Return the domain's value."""
         return None if value is None else self.decode(json.loads(value))
 
 
+class FrozenJson(Json):
+    """As :class:`Json`, for values that never change and are alike on many rows: asks, no slices, hosts' GPUs."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002 - SQLAlchemy's
+        """Return what is stored."""
+        return _kept_text_of(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
+        """Return the domain's value; the same one for the same text."""
+        return None if value is None else _kept_value_of(self.decode, value)
+
+
+def _text_of(value: Any) -> str:
+    return json.dumps(value, default=_plain, separators=(",", ":"))
+
+
+@lru_cache(KEPT)
+def _kept_text_of(value: Hashable) -> str:
+    return _text_of(value)
+
+
+@lru_cache(KEPT)
+def _kept_value_of(decode: Callable[[Any], Any], text: str) -> Any:
+    return decode(json.loads(text))
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not plain data")

@@ -1,14 +1,16 @@
 """What the repositories of all records share: rows to dataclasses and back, and the guarded update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Table, insert, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, insert, select, update
 
 from cloudfarm.errors import NotFoundError, StaleError, TransitionError
 from cloudfarm.store.transaction import Transaction
 
 R = TypeVar("R")
+AT_ONCE = 1000
+"""Rows of one statement: neither database takes any number of parameters."""
 
 
 class Versioned(Protocol):
@@ -41,8 +43,11 @@ class Records(Generic[R]):
         self.transaction = transaction
         self.table = table
         self.what = what
-        self._kind = kind
-        self._fields = [column for column in table.c if column.name in kind.__dataclass_fields__]  # type: ignore[attr-defined]
+        self._make: Callable[..., R] = kind
+        names: list[str] = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        self._fields = [table.c[name] for name in names if name in table.c]
+        self._is_whole = len(self._fields) == len(names)
+        """Whether a row has all fields in their order: made so, a thousand records take half the time."""
 
     async def insert(self, record: R, *, taken: str = "") -> None:
         """Store a new record; ``taken`` is what AlreadyExistsError says of a unique value that is there."""
@@ -51,6 +56,11 @@ class Records(Generic[R]):
             insert(self.table).values(values),
             taken=taken or f"there is a {self.what} {values.get('id')} already",
         )
+
+    async def insert_all(self, records: Sequence[R]) -> None:
+        """Store new records."""
+        if records:
+            await self.transaction.write(insert(self.table), [self.values(record) for record in records])
 
     async def find(self, *where: ColumnElement[bool]) -> R | None:
         """Return the record that meets all conditions, or None."""
@@ -72,7 +82,10 @@ class Records(Generic[R]):
         """Return the records that meet all conditions, in the order of ``by``."""
         query = select(*self._fields).where(*where).order_by(*by).limit(limit)
         rows = await self.transaction.read(query)
-        return [self._kind(**row) for row in rows.mappings()]
+        if self._is_whole:
+            return [self._make(*row) for row in rows]
+        names = [column.name for column in self._fields]
+        return [self._make(**dict(zip(names, row, strict=True))) for row in rows]
 
     async def oldest_first(self, *where: ColumnElement[bool], limit: int | None = None) -> Sequence[R]:
         """Return records by age; with ``limit`` the newest so many."""
@@ -110,13 +123,50 @@ class Records(Generic[R]):
             raise self.missing(record.id)
         if version != record.version:
             raise StaleError(f"{self.what} {record.id} has changed meanwhile", id=record.id)
-        raise TransitionError(
-            f"{self.what} {record.id}: an update may not change the status; store a transition"
-        )
+        raise self._other_status(record)
+
+    async def update_all(self, records: Sequence[Versioned], *, step: bool) -> set[str]:
+        """As :meth:`update` for many different records; return the ids of those left out, as stale or not there.
+
+        Raises:
+            TransitionError: if one has another status and ``step`` is not set.
+        """
+        left_out: set[str] = set()
+        # Rows are held in the order of their ids: two that do this at once cannot wait for each other.
+        ordered = sorted(records, key=lambda record: record.id)
+        for first in range(0, len(ordered), AT_ONCE):
+            left_out |= await self._update_some(ordered[first : first + AT_ONCE], step=step)
+        return left_out
+
+    async def _update_some(self, records: Sequence[Versioned], *, step: bool) -> set[str]:
+        table = self.table
+        ids = [record.id for record in records]
+        query = select(table.c.id, table.c.version, table.c.status).where(table.c.id.in_(ids))
+        found = await self.transaction.read(query.order_by(table.c.id).with_for_update())
+        stored = {row.id: row for row in found}
+        left_out = {
+            record.id
+            for record in records
+            if record.id not in stored or stored[record.id].version != record.version
+        }
+        kept = [record for record in records if record.id not in left_out]
+        values = [{**self.values(record), "version": record.version + 1} for record in kept]
+        for record, each in zip(kept, values, strict=True):
+            if not step and stored[record.id].status is not record.status:
+                raise self._other_status(record)
+            each["at_id"] = each.pop("id")
+        if values:
+            await self.transaction.write(update(table).where(table.c.id == bindparam("at_id")), values)
+        return left_out
 
     def values(self, record: Any) -> dict[str, Any]:
         """Return a record as column values."""
         return {column.name: getattr(record, column.name) for column in self._fields}
+
+    def _other_status(self, record: Versioned) -> TransitionError:
+        return TransitionError(
+            f"{self.what} {record.id}: an update may not change the status; store a transition"
+        )
 
     def missing(self, record_id: str) -> NotFoundError:
         """Return the error for a record that is not there."""

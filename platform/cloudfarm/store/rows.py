@@ -24,7 +24,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from cloudfarm.domain.lease import Grade, LeaseKind
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
 from cloudfarm.domain.tenant import CredentialKind, Role
-from cloudfarm.store.columns import EnumText, Json, Words, ask_of, gpus_of, slices_of
+from cloudfarm.store.columns import EnumText, FrozenJson, Json, Words, ask_of, gpus_of, slices_of
 
 metadata = MetaData(
     naming_convention={
@@ -80,11 +80,11 @@ leases = Table(
     Column("owner", Words, nullable=False),
     Column("name", Words, nullable=False),
     Column("kind", EnumText(LeaseKind), nullable=False),
-    Column("ask", Json(ask_of), nullable=False),
+    Column("ask", FrozenJson(ask_of), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("status", EnumText(LeaseStatus), nullable=False),
     Column("target", EnumText(Target), nullable=False),
-    Column("slices", Json(slices_of), nullable=False),
+    Column("slices", FrozenJson(slices_of), nullable=False),
     Column("grade", EnumText(Grade)),
     Column("granted_ms", BigInteger),
     Column("started_ms", BigInteger),
@@ -96,7 +96,7 @@ leases = Table(
     Column("message", Words, nullable=False),
     Column("project", Words, nullable=False, server_default=""),
     Column("preempted_ms", BigInteger),
-    Column("room", Json(slices_of), nullable=False, server_default="[]"),
+    Column("room", FrozenJson(slices_of), nullable=False, server_default="[]"),
     Column("segment", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
     Index(None, "created_ms", "id"),
@@ -226,7 +226,7 @@ hosts = Table(
     "hosts",
     metadata,
     Column("id", Words, primary_key=True),
-    Column("gpus", Json(gpus_of), nullable=False),
+    Column("gpus", FrozenJson(gpus_of), nullable=False),
     Column("cpus", BigInteger, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("grade", EnumText(Grade), nullable=False),

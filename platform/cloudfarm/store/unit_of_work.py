@@ -101,6 +101,12 @@ class SqlUnitOfWork:
         await self._versioned[type(step.record)].update(step.record, step=True)
         await self.events.append(step.event)
 
+    async def apply_all(self, steps: Sequence[Transition]) -> set[str]:
+        """As :meth:`apply` for steps of different leases; return the ids of those left out."""
+        left_out = await self._versioned[Lease].update_all([step.record for step in steps], step=True)
+        await self.events.append_all([step.event for step in steps if step.event.subject not in left_out])
+        return left_out
+
     async def take_epoch(self) -> int:
         """Count the steward's epoch up and return it."""
         return await self._farm.take_epoch()

@@ -68,6 +68,10 @@ class FakeHosts:
 
     async def observe(self) -> Sequence[Host]:
         """Return every host as its knobs have it."""
+        self._let_drained_go()
+        nodes_on: dict[str, list[NodeTruth]] = {}
+        for (where, _), node in sorted(self.nodes.items()):
+            nodes_on.setdefault(where, []).append(node)
         found = []
         for host in self.hosts.values():
             if host.id in self.silent:
@@ -75,8 +79,7 @@ class FakeHosts:
                     found.append(replace(host, reachable=False, seen_ms=self._seen_ms[host.id]))
                 continue
             self._seen_ms[host.id] = self.clock.now_ms()
-            self._let_drained_go(host.id)
-            nodes = tuple(node for (where, _), node in sorted(self.nodes.items()) if where == host.id)
+            nodes = tuple(nodes_on.get(host.id, ()))
             found.append(replace(host, nodes=nodes, seen_ms=self.clock.now_ms()))
         return found
 
@@ -148,10 +151,10 @@ class FakeHosts:
             raise FencedError(f"{host} takes no orders of epoch {epoch}")
         self.epochs[host] = epoch
 
-    def _let_drained_go(self, host: str) -> None:
-        drained = {node_id for where, node_id, _ in self.drained if where == host}
+    def _let_drained_go(self) -> None:
+        drained = {(where, node_id) for where, node_id, _ in self.drained}
         for (where, name), node in list(self.nodes.items()):
-            if where == host and host not in self.busy and node.node_id in drained:
+            if (where, node.node_id) in drained and where not in self.busy | self.silent:
                 self._exit((where, name), "drained")
 
     def _exit(self, key: tuple[str, str], reason: str) -> None:

@@ -11,7 +11,7 @@ from cloudfarm.domain.tenant import Tenant
 from cloudfarm.domain.workload import Job, Service
 from cloudfarm.scheduler.history import Memory
 from cloudfarm.scheduler.queue import fair
-from cloudfarm.scheduler.rules import Rules
+from cloudfarm.scheduler.rules import Rules, next_look_ms
 from cloudfarm.steward.act import Actor
 from cloudfarm.steward.checkpoints import Checkpoints
 from cloudfarm.steward.loop import Steward
@@ -65,6 +65,7 @@ class MemoryFarm:
                 Checkpoints(self.artifacts),
                 Past(Memory()),
                 self.limit_milli_gpus,
+                gpu_reserve_percent=3,
             ),
             actor=Actor(
                 self.store,
@@ -73,10 +74,10 @@ class MemoryFarm:
                 self.serving,
                 self.artifacts,
                 max_log_bytes=1_000_000,
-                gpu_reserve_percent=3,
             ),
             watch=self.watch,
             admit=fair(self.rules, lambda view: view.quotas),
+            next_look_ms=lambda view: next_look_ms(view, self.rules, view.quotas),
             policy=POLICY,
             tick_s=1.0,
             watch_s=1.0,

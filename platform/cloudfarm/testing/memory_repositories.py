@@ -129,6 +129,16 @@ class Records(Generic[R]):
         self._check_references(record)
         self.rows[record.id] = replace(self.unit.stored(record), version=record.version + 1)
 
+    def put_all(self, records: Sequence[Any], *, step: bool) -> set[str]:
+        """As ``put`` for many different records; return the ids of those left out."""
+        rows: dict[str, Any] = self.rows
+        versions = {record.id: rows[record.id].version for record in records if record.id in rows}
+        left_out = {record.id for record in records if versions.get(record.id) != record.version}
+        for record in records:
+            if record.id not in left_out:
+                self.put(record, step=step)
+        return left_out
+
     def oldest_first(self, keep: Callable[[Any], bool], limit: int | None = None) -> list[R]:
         """Return records by age; with ``limit`` the newest so many."""
         self.unit.reading()
@@ -214,6 +224,10 @@ class Leases(Records[Lease]):
     async def update(self, lease: Lease) -> None:
         """Store changed fields."""
         self.put(lease, step=False)
+
+    async def update_all(self, leases: Sequence[Lease]) -> set[str]:
+        """Store changed fields of those that are as they were."""
+        return self.put_all(leases, step=False)
 
 
 class Jobs(Records[Job]):
@@ -405,6 +419,11 @@ class Events:
     async def append(self, event: Event) -> None:
         """Store one."""
         self._unit.writing().events.append(self._unit.stored(event))
+
+    async def append_all(self, events: Sequence[Event]) -> None:
+        """Store some."""
+        for event in events:
+            await self.append(event)
 
     async def list(
         self, *, tenant: str | None = None, subject: str | None = None, limit: int = 100

@@ -83,6 +83,13 @@ class MemoryUnitOfWork:
         repository.put(record, step=True)
         await self.events.append(step.event)
 
+    async def apply_all(self, steps: Sequence[Transition]) -> set[str]:
+        """Store status changes of leases with their events; return the ids of those left out."""
+        leases: Any = self.leases
+        left_out: set[str] = leases.put_all([step.record for step in steps], step=True)
+        await self.events.append_all([step.event for step in steps if step.event.subject not in left_out])
+        return left_out
+
     async def take_epoch(self) -> int:
         """Count the steward's epoch up and return it."""
         self.writing().epoch += 1

@@ -80,10 +80,11 @@ class Allocator:
 
     def reset(self, free_gpu: Ints, free_cpu_milli: Ints, free_memory_mib: Ints) -> None:
         """Take over what is free, by node (and GPU): as if what holds the rest had been taken one by one."""
-        self.free_gpu[:] = free_gpu
-        self.free_beside[:] = free_cpu_milli, free_memory_mib
+        beside = np.stack((free_cpu_milli, free_memory_mib))
+        changed = (self.free_gpu != free_gpu).any(axis=1) | (self.free_beside != beside).any(axis=0)
+        self.free_gpu[:], self.free_beside[:] = free_gpu, beside
         self._step += 1
-        self._changed[:] = self._step
+        self._changed[changed] = self._step
         self._look_around()
 
     def set_open(self, node: int, is_open: bool) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.scheduler.packing.demand import Outlook
 from cloudfarm.scheduler.packing.prices import Floats, Ints
+from cloudfarm.scheduler.packing.shapes import Request
 
 BLOCK = 300
 """Milli-GPUs that a group of free GPUs is worth to gangs when there are no more such groups than gangs to come."""
@@ -54,13 +56,7 @@ def price_blocks(
         beside: two rows by node: free milli-CPUs and free MiB.
         free_gpu: milli left, by node and GPU.
     """
-    counts = np.arange(free_gpu.shape[1] + 1)
-    groups = np.zeros((len(outlook.gangs), len(models), len(counts)))
-    need = np.zeros((2, len(outlook.gangs), 1), dtype=np.int64)
-    for row, (gang, _) in enumerate(outlook.gangs):
-        runs = [not gang.models or bool(gang.models & each) for each in models]
-        groups[row] = np.outer(runs, counts // gang.num_gpu)
-        need[:, row, 0] = gang.cpu_milli, gang.memory_mib
+    groups, need = _groups(tuple(gang for gang, _ in outlook.gangs), tuple(models), free_gpu.shape[1])
     whole = (free_gpu == MILLI).sum(axis=1)
     there = _by_gang(Blocks(groups, need), kind, beside, whole).sum(axis=1)
     free = free_gpu.sum() / MILLI
@@ -68,6 +64,24 @@ def price_blocks(
     prices = BLOCK * np.minimum(1, coming / np.maximum(there, 1))
     dearest = np.sort(np.argsort(-prices, kind="stable")[:MAX_PRICED])
     return Blocks(groups[dearest] * prices[dearest, None, None], need[:, dearest])
+
+
+@lru_cache(maxsize=8)
+def _groups(
+    gangs: tuple[Request, ...], models: tuple[frozenset[str], ...], width: int
+) -> tuple[Floats, Ints]:
+    """Return how many groups for each gang are among the free GPUs of a node, and what each wants beside them.
+
+    Kept: what is expected changes seldom, and prices are looked at with each placement. Not to be changed.
+    """
+    counts = np.arange(width + 1)
+    groups = np.zeros((len(gangs), len(models), len(counts)))
+    need = np.zeros((2, len(gangs), 1), dtype=np.int64)
+    for row, gang in enumerate(gangs):
+        runs = [not gang.models or bool(gang.models & each) for each in models]
+        groups[row] = np.outer(runs, counts // gang.num_gpu)
+        need[:, row, 0] = gang.cpu_milli, gang.memory_mib
+    return groups, need
 
 
 def _by_gang(blocks: Blocks, kind: Ints, beside: Ints, whole: Ints) -> Floats:

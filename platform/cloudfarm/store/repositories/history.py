@@ -59,6 +59,10 @@ class SqlEvents:
         """Store an event."""
         await self._records.insert(event)
 
+    async def append_all(self, events: Sequence[Event]) -> None:
+        """Store events, in their order."""
+        await self._records.insert_all(events)
+
     async def list(
         self,
         *,

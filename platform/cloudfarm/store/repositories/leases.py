@@ -38,3 +38,7 @@ class SqlLeases:
     async def update(self, lease: Lease) -> None:
         """Store changed fields other than ``status``, guarded by the version."""
         await self.records.update(lease, step=False)
+
+    async def update_all(self, leases: Sequence[Lease]) -> set[str]:
+        """As :meth:`update` for different leases; return the ids of those left out."""
+        return await self.records.update_all(leases, step=False)
