@@ -47,6 +47,7 @@ bench: setup ## Measure and print the table of docs/benchmarks.md
 bench-scheduler: setup ## Measure packing and completion times on public workloads
 	$(BIN)/python -m benchmarks.scheduler
 	$(BIN)/python -m benchmarks.pollux --all
+	$(BIN)/python -m benchmarks.forecast
 
 lock: ## Write constraints.txt anew from what .venv holds
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt

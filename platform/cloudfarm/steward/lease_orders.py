@@ -29,6 +29,7 @@ class LeaseOrders(Orders):
         return {
             v.Grant: self._grant,
             v.Wait: self._wait,
+            v.Expect: self._expect,
             v.StartNode: self._start_node,
             v.ActivateLease: self._activate,
             v.NoticeLease: self._notice,
@@ -53,6 +54,7 @@ class LeaseOrders(Orders):
                 now_ms=view.now_ms,
                 slices=slices,
                 room=(),
+                expected_start=None,
                 granted_ms=view.now_ms,
                 grade=weakest([hosts[piece.host].grade for piece in slices]),
                 message="its lease nodes are being started",
@@ -66,6 +68,15 @@ class LeaseOrders(Orders):
             await uow.leases.update(
                 replace(await uow.leases.get(decision.lease_id), message=decision.message, room=decision.room)
             )
+
+        await self.in_store(epoch, work)
+        return False
+
+    async def _expect(self, decision: v.Expect, _view: v.FarmView, epoch: int) -> bool:
+        async def work(uow: UnitOfWork) -> None:
+            lease = await uow.leases.get(decision.lease_id)
+            if lease.status is LeaseStatus.WAITING:
+                await uow.leases.update(replace(lease, expected_start=decision.start))
 
         await self.in_store(epoch, work)
         return False
@@ -208,6 +219,7 @@ class LeaseOrders(Orders):
                     now_ms=view.now_ms,
                     message=message,
                     reason=decision.reason,
+                    expected_start=None,
                     ended_ms=decision.at_ms,
                 )
             await uow.apply(step)
