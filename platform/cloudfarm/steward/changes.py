@@ -14,6 +14,9 @@ from cloudfarm.domain.status import EndReason, LeaseStatus, Target, Transition, 
 from cloudfarm.steward import view as v
 from cloudfarm.steward.placing import weakest, with_gpu_memory
 
+Stored = v.Grant | v.Wait | v.Expect | v.ActivateLease | v.EndLease | v.FinishLease | v.ReleaseLease
+"""The decisions that change a lease in the store and need nothing else."""
+
 MIN_LEFT_MS = 60_000
 """A preempted lease gets at least so much time again, however little of it was left."""
 
@@ -34,18 +37,19 @@ class Change:
         return self.step.event.subject if isinstance(self.step, Transition) else self.step.id
 
 
-def grant(decision: v.Grant, view: v.FarmView) -> Change:
+def grant(decision: v.Grant, lease: Lease, view: v.FarmView) -> Change:
     """Let a lease hold its slices from now on, each with what it may use of its GPU's memory."""
     slices = tuple(
         with_gpu_memory(piece, view.hosts_by_id[piece.host], view.gpu_reserve_percent)
         for piece in decision.slices
     )
     step = transition(
-        view.leases_by_id[decision.lease_id],
+        lease,
         LeaseStatus.STARTING,
         now_ms=view.now_ms,
         slices=slices,
         room=(),
+        expected_start=None,
         granted_ms=view.now_ms,
         grade=weakest([view.hosts_by_id[piece.host].grade for piece in decision.slices]),
         message="its lease nodes are being started",
@@ -53,15 +57,18 @@ def grant(decision: v.Grant, view: v.FarmView) -> Change:
     return Change(step)
 
 
-def wait(decision: v.Wait, view: v.FarmView) -> Change:
+def wait(decision: v.Wait, lease: Lease, _view: v.FarmView) -> Change:
     """Say why a lease waits."""
-    lease = view.leases_by_id[decision.lease_id]
     return Change(replace(lease, message=decision.message, room=decision.room), is_news=False)
 
 
-def activate(decision: v.ActivateLease, view: v.FarmView) -> Change:
+def expect(decision: v.Expect, lease: Lease, _view: v.FarmView) -> Change:
+    """Say when a lease will probably start."""
+    return Change(replace(lease, expected_start=decision.start), is_news=False)
+
+
+def activate(decision: v.ActivateLease, lease: Lease, view: v.FarmView) -> Change:
     """Begin to meter a lease."""
-    lease = view.leases_by_id[decision.lease_id]
     slices = tuple(
         replace(piece, node_id=decision.node_ids[piece.index][0], isolation=decision.node_ids[piece.index][1])
         for piece in lease.slices
@@ -79,9 +86,8 @@ def activate(decision: v.ActivateLease, view: v.FarmView) -> Change:
     return Change(step)
 
 
-def end(decision: v.EndLease, view: v.FarmView) -> Change:
+def end(decision: v.EndLease, lease: Lease, view: v.FarmView) -> Change:
     """Begin to end a lease; a preempted one keeps its target, to wait anew."""
-    lease = view.leases_by_id[decision.lease_id]
     step = transition(
         lease,
         LeaseStatus.ENDING,
@@ -94,9 +100,8 @@ def end(decision: v.EndLease, view: v.FarmView) -> Change:
     return Change(step)
 
 
-def finish(decision: v.FinishLease, view: v.FarmView) -> Change:
+def finish(decision: v.FinishLease, lease: Lease, view: v.FarmView) -> Change:
     """Close a lease, or let a preempted one wait anew, and charge it."""
-    lease = view.leases_by_id[decision.lease_id]
     message = lease.message if lease.status is LeaseStatus.ENDING else "given up while it waited"
     preempted = decision.reason is EndReason.PREEMPTED and lease.started_ms is not None
     saved_ms = max(lease.started_ms or 0, min(decision.at_ms, view.saved_ms.get(lease.id, 0)))
@@ -109,6 +114,7 @@ def finish(decision: v.FinishLease, view: v.FarmView) -> Change:
             now_ms=view.now_ms,
             message=message,
             reason=decision.reason,
+            expected_start=None,
             ended_ms=decision.at_ms,
         )
     entries = () if lease.started_ms is None else (_entry(lease, decision.at_ms),)
@@ -117,20 +123,21 @@ def finish(decision: v.FinishLease, view: v.FarmView) -> Change:
     return Change(step, entries)
 
 
-def release(decision: v.ReleaseLease, view: v.FarmView) -> Change:
+def release(decision: v.ReleaseLease, lease: Lease, _view: v.FarmView) -> Change:
     """Set a lease's target."""
-    return Change(replace(view.leases_by_id[decision.lease_id], target=Target.END, reason=decision.reason))
+    return Change(replace(lease, target=Target.END, reason=decision.reason))
 
 
-CHANGES: Mapping[type, Callable[[Any, v.FarmView], Change]] = {
+CHANGES: Mapping[type, Callable[[Any, Lease, v.FarmView], Change]] = {
     v.Grant: grant,
     v.Wait: wait,
+    v.Expect: expect,
     v.ActivateLease: activate,
     v.EndLease: end,
     v.FinishLease: finish,
     v.ReleaseLease: release,
 }
-"""By kind of decision; those that are not here need more than the store."""
+"""By kind of decision."""
 
 
 def _wait_anew(lease: Lease, now_ms: int, saved_ms: int) -> Transition:
