@@ -27,13 +27,17 @@ def openb(
         Path | None,
         typer.Option(help="NPZ with the arrivals by seed; made from the seed if not given.", **FILE),
     ] = None,
+    moves: Annotated[
+        float,
+        typer.Option(help="Which part of the pods may be moved, once each: another protocol.", min=0, max=1),
+    ] = 0.0,
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Replay the public packing protocol (docs/packing.md) with the allocator that the farm uses."""
     from cloudfarm.simulate.openb import simulate as run  # noqa: PLC0415 - numpy is slow to import
 
-    show(asdict(run(nodes, pods, seed, arrivals)), as_json=as_json)
+    show(asdict(run(nodes, pods, seed, arrivals, moves)), as_json=as_json)
 
 
 @simulate.command()

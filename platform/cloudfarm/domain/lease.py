@@ -105,7 +105,8 @@ class Lease:
     preempted_ms: int | None = None
     """When it has to be gone, since somebody takes back what it borrows; None if nobody does."""
     room: tuple[Slice, ...] = ()
-    """While it waits: where others have been told to make room for it. It holds nothing yet."""
+    """While it waits, where others have been told to make room for it; while it is moved, where it goes on. It holds
+    nothing of that yet."""
     segment: int = 0
     version: int = 0
     """Counts stored changes; an update on an older version is refused as stale."""
