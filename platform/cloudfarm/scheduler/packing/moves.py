@@ -179,10 +179,17 @@ def _sets(allocator: Allocator, stuck: Stuck, pool: Pool, most: int) -> Iterator
     goes_elsewhere = cache(lambda request: allocator.pick(request) is not None)
     found: list[_Set] = []
     for node in nodes.tolist():
-        there = sorted(pool.on[node].values(), key=lambda each: (each[0].loss, each[0].id))
-        leaves = np.array([goes_elsewhere(each.placements[0].request) for each, _ in there])
-        on_node = None if usable is None else usable[node]
-        found.extend(_sets_of_node(stuck, free[node], on_node, there, leaves, most, node))
+        there, leaves = [], []
+        for each in sorted(pool.on[node].values(), key=lambda each: (each[0].loss, each[0].id)):
+            request = each[0].placements[0].request
+            leaves_node = goes_elsewhere(request)
+            room_here = (allocator.free_gpu[node] >= request.gpu_milli).sum() >= request.num_gpu > 0
+            if leaves_node or room_here:
+                there.append(each)
+                leaves.append(leaves_node)
+        if there:
+            on_node = None if usable is None else usable[node]
+            found.extend(_sets_of_node(stuck, free[node], on_node, there, np.array(leaves), most, node))
     found.sort(key=lambda each: (each.loss / min(each.gain, missing), each.loss))
     if missing > 1:
         together = _together(found, missing, most)
@@ -215,7 +222,7 @@ def _sets_of_node(
 ) -> Iterator[_Set]:
     """Yield sets of what one node holds, cheapest first, whose leaving makes more slots there.
 
-    Who fits nowhere else has to stay on the node: left out are sets that would leave too little there for all.
+    Who fits on no other node goes to another GPU of this one; left out are sets that leave too little here for all.
     """
     takes = np.array([each for _, each in there])
     losses = np.array([each.loss for each, _ in there])
