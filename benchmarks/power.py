@@ -21,7 +21,15 @@ from cloudfarm.domain.quantities import MILLI
 from cloudfarm.scheduler.packing import Node
 from cloudfarm.scheduler.packing.power import Power
 from cloudfarm.simulate.openb import Choice, ReplayPolicy, as_arrays, replay
-from cloudfarm.simulate.openb_trace import Arrivals, Cluster, Ints, PodTuple, read_arrivals, read_nodes, read_pods
+from cloudfarm.simulate.openb_trace import (
+    Arrivals,
+    Cluster,
+    Ints,
+    PodTuple,
+    read_arrivals,
+    read_nodes,
+    read_pods,
+)
 
 WEIGHTS = 0.0, 0.1, 0.3, 1.0, 3.0
 MARKS = 10, 25, 50, 75, 90
@@ -43,7 +51,11 @@ class Metered:
         """Return the farm's policy with a weight."""
         policy = ReplayPolicy(as_arrays(cluster, order), np.random.default_rng(0), weight)
         nodes = [
-            Node(int(cluster.cpu[each]), int(cluster.mem[each]), (str(cluster.model[each]),) * int(cluster.ngpu[each]))
+            Node(
+                int(cluster.cpu[each]),
+                int(cluster.mem[each]),
+                (str(cluster.model[each]),) * int(cluster.ngpu[each]),
+            )
             for each in np.argsort(order.rank, kind="stable")
         ]
         return cls(policy, Power.of(nodes), cluster.gpu_milli)
@@ -61,7 +73,10 @@ class Metered:
 
 def measure(folder: Path, weight: float, seeds: Sequence[int]) -> str:
     """Return a row for people."""
-    cluster, pods = read_nodes(folder / "openb_node_list_gpu_node.csv"), read_pods(folder / "openb_pod_list_default.csv")
+    cluster, pods = (
+        read_nodes(folder / "openb_node_list_gpu_node.csv"),
+        read_pods(folder / "openb_pod_list_default.csv"),
+    )
     runs, watts = [], []
     for seed in seeds:
         order = read_arrivals(folder / "arrivals_default.npz", seed, len(pods), len(cluster.ngpu))

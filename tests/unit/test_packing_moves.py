@@ -189,7 +189,9 @@ def test_all_or_nothing_within_bounds_and_nothing_shared_out_twice(crowd, reques
     assert not distinct or len(set(used)) == len(used)
     for each, where in plan.moved:
         assert [to.request for to in where] == [from_.request for from_ in each.placements]
-    stays = [placement for id_, each in everything.items() if id_ not in gone for placement in each.placements]
+    stays = [
+        placement for id_, each in everything.items() if id_ not in gone for placement in each.placements
+    ]
     after = [*stays, *plan.placed, *(to for _, where in plan.moved for to in where)]
     assert goes_together(nodes, after)
     taken = sum(each.request.total_milli for each in after)

@@ -1,4 +1,4 @@
-"""Defragmentation in the queue: who is moved for whom, on farms small enough to check by hand, and what always holds."""
+"""Moving in the queue: who is moved for whom, on farms small enough to check by hand, and what always holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -56,9 +56,7 @@ def decide(view_: FarmView, *quotas, rules: Rules = RULES) -> Decisions:
 def moves(decisions: Decisions) -> dict[str, str]:
     """Return who moves, and the hosts and GPUs where each goes on."""
     return {
-        each.lease_id: "+".join(
-            f"{piece.host}:{''.join(map(str, piece.gpu_indices))}" for piece in each.room
-        )
+        each.lease_id: "+".join(f"{piece.host}:{''.join(map(str, piece.gpu_indices))}" for piece in each.room)
         for each in decisions
         if isinstance(each, Preempt) and each.room
     }
@@ -92,7 +90,11 @@ def test_it_is_off_unless_the_rules_say_otherwise(monkeypatch):
 
 def test_least_work_is_lost():
     stuck = farm(
-        "11", job("a0", "h0:0"), job("b0", "h1:0"), waiting("c1"), saved_ms={"a0": NOW - 9 * MINUTE, "b0": NOW}
+        "11",
+        job("a0", "h0:0"),
+        job("b0", "h1:0"),
+        waiting("c1"),
+        saved_ms={"a0": NOW - 9 * MINUTE, "b0": NOW},
     )
     assert moves(decide(stuck)).keys() == {"b0"}
 
@@ -226,14 +228,14 @@ def test_who_is_moving_still_holds_its_quota():
 
 
 def test_a_gang_moves_whole():
-    gang = replace(
-        job("a0", {"h0": [0], "h1": [0]}), kind=LeaseKind.JOB
-    )
+    gang = replace(job("a0", {"h0": [0], "h1": [0]}), kind=LeaseKind.JOB)
     stuck = farm("1122", gang, running("d0", "h2:01"), job("b0", "h3:0", 900), waiting("c1", "2x1", 600))
     decisions = decide(stuck, rules=replace(RULES, moves=1))
     for each in decisions:
         if isinstance(each, Preempt):
-            assert len(each.room) == len(next(lease for lease in stuck.leases if lease.id == each.lease_id).slices)
+            assert len(each.room) == len(
+                next(lease for lease in stuck.leases if lease.id == each.lease_id).slices
+            )
 
 
 # What always holds
@@ -338,7 +340,10 @@ def test_who_moves_goes_on_in_time_and_nothing_is_shared_out_twice(data, most):
 @given(st.data())
 def test_where_nothing_was_saved_the_switch_changes_nothing(data):
     hosts = [make_host(f"h{n}", 2) for n in range(3)]
-    plan = [replace(data.draw(works(number)), checkpoint_ms=1000 * HOUR, saves_when_told=False) for number in range(12)]
+    plan = [
+        replace(data.draw(works(number)), checkpoint_ms=1000 * HOUR, saves_when_told=False)
+        for number in range(12)
+    ]
     logs = []
     for most in (0, 3):
         log: list[str] = []

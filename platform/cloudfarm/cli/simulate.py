@@ -51,6 +51,9 @@ def tenants(
         int, typer.Option(help="How long a borrower runs before it may be preempted.")
     ] = 300,
     notice_s: Annotated[int, typer.Option(help="How long it is told before.")] = 60,
+    moves: Annotated[
+        int, typer.Option(help="How many may be on the move at once to make room for others.", min=0)
+    ] = 0,
     *,
     burst: Annotated[
         bool, typer.Option("--burst", help="One tenant asks for 4 times its guarantee.")
@@ -61,5 +64,5 @@ def tenants(
     from cloudfarm.scheduler.rules import Rules  # noqa: PLC0415
     from cloudfarm.simulate.tenants import Setup, run  # noqa: PLC0415
 
-    rules = Rules(min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s)
+    rules = Rules(min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s, moves=moves)
     show(run(Setup(hosts, gpus, load, burst, hours, seed, rules)).as_json(), as_json=as_json)

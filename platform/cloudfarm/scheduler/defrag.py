@@ -150,5 +150,3 @@ def _was_restarted(lease: Lease, since_ms: int) -> bool:
     if lease.started_ms is None:
         return lease.status is LeaseStatus.STARTING and lease.segment > 0
     return lease.segment > 1 and lease.started_ms > since_ms
-
-

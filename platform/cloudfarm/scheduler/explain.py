@@ -66,9 +66,9 @@ def reserved(from_ms: int) -> str:
     return f"it is reserved for {clock(from_ms)}"
 
 
-def room_is_made(at_ms: int, *, has_claim: bool) -> str:
+def room_is_made(at_ms: int, *, in_pieces: bool) -> str:
     """Return that others make room for a lease: those that borrow what it is promised, or that are moved for it."""
-    why = "what it is promised is lent out" if has_claim else "what is free is in pieces"
+    why = "what is free is in pieces" if in_pieces else "what it is promised is lent out"
     return f"{why}; room is made for it, and it starts by {clock(at_ms)}"
 
 

@@ -255,10 +255,10 @@ class _Pass:
 
     def _make_room(self, lease: Lease, booking: Booking, room: tuple[Slice, ...]) -> None:
         """Book what will soon be there. Where others are told to go for it, that room is remembered: see _due."""
-        has_claim = self.standing.has_claim(lease)
+        in_pieces = bool(self.rules.moves) and not self.standing.has_claim(lease)
         self.future.keep(booking)
         self.standing.book(lease, booking.from_ms, is_due=True)
-        self._tell(lease, explain.room_is_made(booking.from_ms, has_claim=has_claim), room)
+        self._tell(lease, explain.room_is_made(booking.from_ms, in_pieces=in_pieces), room)
 
     def _wait(self, lease: Lease, reason: str, booking: Booking | None = None) -> None:
         self.place_in_line += 1

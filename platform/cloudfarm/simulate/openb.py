@@ -145,9 +145,7 @@ class Replay:
     """Pods that were moved: 0 in the published protocol."""
 
 
-def simulate(
-    nodes: Path, pods: Path, seed: int, arrivals: Path | None = None, moves: float = 0.0
-) -> Replay:
+def simulate(nodes: Path, pods: Path, seed: int, arrivals: Path | None = None, moves: float = 0.0) -> Replay:
     """Replay the protocol with the farm's allocator; see ``replay``.
 
     Args:

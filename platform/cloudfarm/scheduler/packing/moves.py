@@ -135,7 +135,7 @@ def make_room(allocator: Allocator, stuck: Stuck, pool: Pool, most: int) -> Plan
         pool: what may be moved.
         most: how many may be moved.
     """
-    for movables in islice(_sets(allocator, stuck, pool, most), MOST_TRIES):
+    for movables in islice(_Search(allocator, stuck, pool, most).sets(), MOST_TRIES):
         plan = _try(allocator, stuck, movables)
         if plan is not None:
             return plan
@@ -164,42 +164,6 @@ def _try(allocator: Allocator, stuck: Stuck, movables: Sequence[Movable]) -> Pla
     return None
 
 
-def _sets(allocator: Allocator, stuck: Stuck, pool: Pool, most: int) -> Iterator[tuple[Movable, ...]]:
-    """Yield sets of movables whose leaving lets the stuck request in, what loses least first."""
-    free = np.concatenate((allocator.free_gpu, allocator.free_beside.T), axis=1)
-    usable = allocator.usable(stuck.request)
-    slots = np.where(allocator.is_open, stuck.slots(free, usable), 0)
-    missing = stuck.count - int(slots.sum())
-    if missing <= 0:
-        return
-    gains = np.where(allocator.is_open, stuck.slots(free + pool.takes, usable), 0) - slots
-    nodes = np.flatnonzero(gains > 0)
-    of_nodes = None if usable is None else usable[nodes]
-    nodes = nodes[np.argsort(stuck.lack(free[nodes], of_nodes), kind="stable")[:MOST_NODES]]
-    goes_elsewhere = cache(lambda request: allocator.pick(request) is not None)
-    found: list[_Set] = []
-    for node in nodes.tolist():
-        there, leaves = [], []
-        for each in sorted(pool.on[node].values(), key=lambda each: (each[0].loss, each[0].id)):
-            request = each[0].placements[0].request
-            leaves_node = goes_elsewhere(request)
-            room_here = (allocator.free_gpu[node] >= request.gpu_milli).sum() >= request.num_gpu > 0
-            if leaves_node or room_here:
-                there.append(each)
-                leaves.append(leaves_node)
-        if there:
-            on_node = None if usable is None else usable[node]
-            found.extend(_sets_of_node(stuck, free[node], on_node, there, np.array(leaves), most, node))
-    found.sort(key=lambda each: (each.loss / min(each.gain, missing), each.loss))
-    if missing > 1:
-        together = _together(found, missing, most)
-        if together:
-            yield together
-    for each in found:
-        if each.gain >= missing:
-            yield each.movables
-
-
 @dataclass(frozen=True, slots=True)
 class _Set:
     """Movables on a node whose leaving makes more slots there."""
@@ -211,43 +175,77 @@ class _Set:
     movables: tuple[Movable, ...]
 
 
-def _sets_of_node(
-    stuck: Stuck,
-    free: Ints,
-    usable: Mask | None,
-    there: Sequence[tuple[Movable, Ints]],
-    leaves: Mask,
-    most: int,
-    node: int,
-) -> Iterator[_Set]:
-    """Yield sets of what one node holds, cheapest first, whose leaving makes more slots there.
+class _Search:
+    """The search for sets of movables whose leaving lets the stuck request in."""
 
-    Who fits on no other node goes to another GPU of this one; left out are sets that leave too little here for all.
-    """
-    takes = np.array([each for _, each in there])
-    losses = np.array([each.loss for each, _ in there])
-    request, width = stuck.request, len(free) - 2
-    wanted = np.array([request.total_milli, request.cpu_milli, request.memory_mib])
-    room, more = _in_all(free, width) - wanted, _in_all(takes, width) * leaves[:, None]
-    if (room + more.sum(axis=0) < 0).any():
-        return
-    before, left = int(stuck.slots(free, usable)), MOST_SETS
-    for size in range(1, min(most, len(there)) + 1):
-        sets = np.array(list(islice(combinations(range(len(there)), size), left)))
-        if not len(sets):
+    def __init__(self, allocator: Allocator, stuck: Stuck, pool: Pool, most: int) -> None:
+        self.stuck, self.pool, self.most = stuck, pool, most
+        self.is_open, self.width = allocator.is_open, pool.width
+        self.usable = allocator.usable(stuck.request)
+        self.free = np.concatenate((allocator.free_gpu, allocator.free_beside.T), axis=1)
+        self.goes_elsewhere = cache(lambda request: allocator.pick(request) is not None)
+
+    def sets(self) -> Iterator[tuple[Movable, ...]]:
+        """Yield them, what loses least first."""
+        stuck, usable = self.stuck, self.usable
+        slots = np.where(self.is_open, stuck.slots(self.free, usable), 0)
+        missing = stuck.count - int(slots.sum())
+        if missing <= 0:
             return
-        left -= len(sets)
-        sets = sets[(room + more[sets].sum(axis=1) >= 0).all(axis=1)]
-        gains = stuck.slots(free + takes[sets].sum(axis=1), usable) - before
-        for index in np.flatnonzero(gains > 0).tolist():
-            chosen = sets[index].tolist()
-            loss = sum(losses[chosen].tolist())
-            yield _Set(loss, int(gains[index]), node, tuple(there[each][0] for each in chosen))
+        most = np.where(self.is_open, stuck.slots(self.free + self.pool.takes, usable), 0)
+        nodes = np.flatnonzero(most > slots)
+        of_nodes = None if usable is None else usable[nodes]
+        nearest = np.argsort(stuck.lack(self.free[nodes], of_nodes), kind="stable")[:MOST_NODES]
+        found = list(chain.from_iterable(self._of_node(node) for node in nodes[nearest].tolist()))
+        found.sort(key=lambda each: (each.loss / min(each.gain, missing), each.loss))
+        if missing > 1:
+            together = _together(found, missing, self.most)
+            if together:
+                yield together
+        for each in found:
+            if each.gain >= missing:
+                yield each.movables
+
+    def _of_node(self, node: int) -> Iterator[_Set]:
+        """Yield sets of what one node holds, cheapest first.
+
+        Who fits on no other node goes to another GPU of this one; left out are sets that leave too little here for all.
+        """
+        free, width, request = self.free[node], self.width, self.stuck.request
+        there: list[Movable] = []
+        takes, leaves = [], []
+        for each, taken in sorted(self.pool.on[node].values(), key=lambda each: (each[0].loss, each[0].id)):
+            own = each.placements[0].request
+            goes_elsewhere = self.goes_elsewhere(own)
+            if goes_elsewhere or (free[:width] >= own.gpu_milli).sum() >= own.num_gpu > 0:
+                there.append(each)
+                takes.append(taken)
+                leaves.append(taken if goes_elsewhere else np.zeros_like(taken))
+        if not there:
+            return
+        wanted = np.array([request.total_milli, request.cpu_milli, request.memory_mib])
+        room, more = _in_all(free, width) - wanted, _in_all(np.array(leaves), width)
+        if (room + more.sum(axis=0) < 0).any():
+            return
+        usable = None if self.usable is None else self.usable[node]
+        before, left, of_all = int(self.stuck.slots(free, usable)), MOST_SETS, np.array(takes)
+        for size in range(1, min(self.most, len(there)) + 1):
+            sets = np.array(list(islice(combinations(range(len(there)), size), left)))
+            if not len(sets):
+                return
+            left -= len(sets)
+            sets = sets[(room + more[sets].sum(axis=1) >= 0).all(axis=1)]
+            gains = self.stuck.slots(free + of_all[sets].sum(axis=1), usable) - before
+            for index in np.flatnonzero(gains > 0).tolist():
+                movables = tuple(there[each] for each in sets[index].tolist())
+                yield _Set(sum(each.loss for each in movables), int(gains[index]), node, movables)
 
 
 def _in_all(amounts: Ints, width: int) -> Ints:
     """Return GPUs together, CPUs and memory."""
-    summed: Ints = np.concatenate((amounts[..., :width].sum(axis=-1, keepdims=True), amounts[..., width:]), axis=-1)
+    summed: Ints = np.concatenate(
+        (amounts[..., :width].sum(axis=-1, keepdims=True), amounts[..., width:]), axis=-1
+    )
     return summed
 
 
