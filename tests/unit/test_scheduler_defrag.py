@@ -109,13 +109,20 @@ def test_least_work_is_lost():
         {"status": LeaseStatus.STARTING},
         {"preempted_ms": NOW + 2 * MINUTE},
         {"started_ms": NOW - 9 * MINUTE},
-        {"ends_ms": NOW + MINUTE},
     ],
 )
 def test_who_may_not_be_moved(change):
-    both = [replace(job(id_, where), **change) for id_, where in (("a0", "h0:0"), ("b0", "h1:0"))]
+    both = [replace(job(id_, where, ran=90), **change) for id_, where in (("a0", "h0:0"), ("b0", "h1:0"))]
     saved = {"a0": NOW - MINUTE, "b0": NOW - MINUTE}
     assert moves(decide(farm("11", *both, waiting("c1"), saved_ms=saved))) == {}
+
+
+def test_who_is_gone_before_the_deadline_anyway_need_not_move():
+    # a0 leaves half of h0 free by then, beside d0; so b0 goes there.
+    leaves = job("a0", "h0:0", 0.5), running("d0", "h0:0", 600, milli=500)
+    saved = {"a0": NOW, "b0": NOW - 5 * MINUTE}
+    decisions = decide(farm("11", *leaves, job("b0", "h1:0"), waiting("c1"), saved_ms=saved))
+    assert moves(decisions) == {"b0": "h0:0"}
 
 
 def test_who_has_saved_nothing_is_not_moved():
@@ -141,6 +148,33 @@ def test_nobody_is_moved_from_a_closed_host_or_onto_one():
         assert moves(decide(replace(stuck, hosts=tuple(hosts)))) == {}
 
 
+def test_nothing_is_cleared_on_a_closed_host():
+    # a0 could go to h1, and c1 wants a model that only h0, closed, and h2, taken, have.
+    hosts = [
+        replace(make_host("h0", 1, model="X"), cordoned=True),
+        make_host("h1", 1, model="Y"),
+        make_host("h2", 1, model="X"),
+    ]
+    leases = job("a0", "h0:0", milli=1000), running("d0", "h2:0", 600), waiting("c1", gpu_model="X")
+    assert moves(decide(farm(hosts, *leases))) == {}
+    hosts[0] = replace(hosts[0], cordoned=False)
+    assert moves(decide(farm(hosts, *leases))) == {"a0": "h1:0"}
+
+
+def test_what_is_booked_for_others_is_not_given_away():
+    # z1 has both GPUs of h0 from when d0 ends; c1 would still hold half of one then, were a0 moved for it.
+    hosts = [make_host("h0", 2, model="X"), make_host("h1", 1, model="Y")]
+    leases = (
+        job("a0", "h0:0", 50),
+        running("d0", "h0:1", 60),
+        waiting("z1", "2", 60, gpu_model="X", asked_ms=1),
+        waiting("c1", "0.5", 90, gpu_model="X", asked_ms=2),
+    )
+    decisions, bookings = decide_and_book(farm(hosts, *leases), RULES, tree())
+    assert moves(decisions) == {}
+    assert [(each.lease_id, (each.from_ms - NOW) / MINUTE) for each in bookings] == [("z1", 60), ("c1", 120)]
+
+
 def test_a_limit_is_not_moved_out_of_the_way():
     stuck = farm("11", job("a0", "h0:0"), job("b0", "h1:0"), running("c0", "h1:0", milli=500), waiting("c1"))
     assert moves(decide(stuck, quota("c", limit=1))) == {}
@@ -160,6 +194,21 @@ def test_who_was_restarted_within_the_hour_counts():
         leases.append(replace(job("b0", "h4:0", milli=1000, ran=ran), segment=2))
         asked = [waiting(f"c{n}", asked_ms=n) for n in range(2)]
         assert len(moves(decide(farm("11111", *leases, *asked)))) == expected
+
+
+def test_in_a_large_farm_one_in_a_hundred_is_moved_an_hour_and_few_at_once():
+    leases = [job(f"a{n}", "h0:0") for n in range(300)]
+
+    def left(*changed: Lease) -> int:
+        return Defrag.of(farm("1", *changed, *leases[len(changed) :]), RULES).left
+
+    moving = replace(leases[0], preempted_ms=NOW + MINUTE, room=leases[0].slices)
+    restarted = replace(leases[0], segment=2)
+    assert left() == 2
+    assert left(moving) == 1
+    assert left(restarted, restarted) == 1
+    assert left(restarted, restarted, restarted) == 0
+    assert left(moving, moving, moving) == 0
 
 
 def told(view_: FarmView, decisions: Decisions) -> FarmView:
