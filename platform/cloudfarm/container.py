@@ -70,7 +70,12 @@ def policy_of(settings: Settings) -> Policy:
 
 def rules_of(settings: Settings) -> Rules:
     """Return the queue's knobs."""
-    return Rules(min_run_ms=settings.min_run_s * 1000, preempt_notice_ms=settings.preempt_notice_s * 1000)
+    return Rules(
+        min_run_ms=settings.min_run_s * 1000,
+        preempt_notice_ms=settings.preempt_notice_s * 1000,
+        moves=settings.defrag_moves,
+        power_weight=settings.power_weight,
+    )
 
 
 def memory_of(settings: Settings) -> Memory:

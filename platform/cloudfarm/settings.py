@@ -55,6 +55,10 @@ class Settings(BaseSettings):
     """How long a lease runs at least before what it borrows may be taken back."""
     preempt_notice_s: int = Field(default=60, ge=1)
     """How long before it is stopped a preempted lease is told and its nodes drained."""
+    defrag_moves: int = Field(default=0, ge=0, le=16)
+    """How many jobs may be on the move at once to make room for a lease that is stuck; 0 means none, ever."""
+    power_weight: float = Field(default=0.0, ge=0, le=100)
+    """How much packing, in milli-GPUs, is given up to save a watt; 0 means none."""
     past_half_life_days: float = Field(default=7.0, gt=0, le=3650)
     """After how long past use counts half when borrowers are compared."""
     host_lost_s: int = Field(default=60, ge=5)

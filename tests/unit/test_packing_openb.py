@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.packing_baselines import BestFit, Fgd, FirstFit
 from cloudfarm.errors import ConflictError, InvalidInputError
 from cloudfarm.simulate.openb import ReplayPolicy, as_arrays, replay, simulate
+from cloudfarm.simulate.openb_moves import Mover, MovingPolicy, Rescue
 from cloudfarm.simulate.openb_trace import (
     Arrivals,
     Cluster,
@@ -204,3 +205,74 @@ def test_a_policy_that_cheats_is_found_out():
         cheat = SimpleNamespace(pick=lambda *_, answer=always: answer)
         with pytest.raises(ConflictError):
             replay(SMALL, listed, in_order(SMALL, listed), cheat)
+
+
+# With moves: another protocol
+
+
+def replay_with_moves(cluster, listed, share, rank=None):
+    arrivals = in_order(cluster, listed) if rank is None else Arrivals(np.arange(len(listed)), np.array(rank))
+    policy = MovingPolicy(as_arrays(cluster, arrivals), np.random.default_rng(0))
+    mover = Mover(policy, share)
+    return replay(cluster, listed, arrivals, policy, mover), mover
+
+
+TWO = cluster_of((4000, 65536, 1, "T4"), (64000, 65536, 1, "T4"))
+
+
+def test_golden_two_halves_make_room_for_a_whole():
+    # The second 500 needs more CPUs than the first node has left; then a whole GPU fits only if the first one moves.
+    listed = [(3000, 1, 1, 500, "", "a"), (3000, 1, 1, 500, "", "b"), (1000, 1, 1, 1000, "", "c")]
+    plain = replay(
+        TWO, listed, in_order(TWO, listed), MovingPolicy(as_arrays(TWO, in_order(TWO, listed)), None)
+    )
+    assert (plain.failed, plain.moved) == (1, 0)
+    result, mover = replay_with_moves(TWO, listed, 0.5)
+    assert (result.failed, result.moved, mover.moved) == (0, 1, {0})
+
+
+def test_no_more_are_moved_than_the_share_of_those_placed():
+    listed = [(3000, 1, 1, 500, "", "a"), (3000, 1, 1, 500, "", "b"), (1000, 1, 1, 1000, "", "c")]
+    for share, moved in ((0.49, 0), (0.5, 1), (0.0, 0)):
+        assert replay_with_moves(TWO, listed, share)[0].moved == moved
+
+
+def test_simulate_moves_only_if_it_is_asked_to(files):
+    runs = [simulate(files / "nodes.csv", files / "pods.csv", 1, None, share) for share in (0.0, 0.5)]
+    assert runs[0].moved == 0
+    assert runs[1].allocated_percent >= runs[0].allocated_percent
+
+
+@settings(max_examples=60, deadline=None)
+@given(pods, st.permutations(range(3)), st.sampled_from((0.1, 0.5, 1.0)))
+def test_with_moves_nothing_is_over_committed_and_the_budget_is_kept(listed, rank, share):
+    if listed:
+        result, mover = replay_with_moves(SMALL, listed, share, rank)  # raises if the truth says no
+        assert result.moved == len(mover.moved) <= share * (len(listed) - result.failed)
+
+
+def test_a_policy_that_moves_too_much_is_found_out():
+    listed = [(3000, 1, 1, 500, "", "a"), (3000, 1, 1, 500, "", "b"), *[(1000, 1, 1, 1000, "", "c")] * 2]
+    cheats = [
+        Rescue((0, [0]), {0: (1, [0]), 1: (0, [0])}),  # more than it may
+        Rescue((0, [0]), {0: (0, [0])}),  # to where it lies, in the way
+        Rescue((0, [0]), {}),  # nobody at all
+    ]
+    for cheat in cheats:
+        arrivals = in_order(TWO, listed)
+        policy = MovingPolicy(as_arrays(TWO, arrivals), np.random.default_rng(0))
+        policy.rescue = lambda *_, answer=cheat: answer
+        with pytest.raises(ConflictError):
+            replay(TWO, listed, arrivals, policy, Mover(policy, 0.5))
+
+
+def test_a_policy_that_moves_one_twice_is_found_out():
+    four = cluster_of(*[(64000, 65536, 1, "T4")] * 3)
+    listed = [*[(1000, 1, 1, 600, "", "a")] * 3, *[(1000, 1, 1, 1000, "", "c")] * 2]
+    arrivals = in_order(four, listed)
+    policy = MovingPolicy(as_arrays(four, arrivals), np.random.default_rng(0))
+    mover = Mover(policy, 1.0)
+    mover.moved.add(0)
+    policy.rescue = lambda *_: Rescue((0, [0]), {0: (1, [0])})
+    with pytest.raises(ConflictError, match="again"):
+        replay(four, listed, arrivals, policy, mover)

@@ -145,3 +145,57 @@ async def test_what_was_saved_is_not_refunded_and_its_time_is_used_up(farm: Memo
     assert refund.milli_gpu_seconds == -2000 * 160
     waits = await farm.lease("borrowed")
     assert lease.ask.duration_ms - waits.ask.duration_ms == 500_000
+
+
+async def test_a_job_that_is_moved_goes_on_elsewhere_at_once_and_is_refunded() -> None:
+    farm = MemoryFarm(rules=Rules(min_run_ms=600_000, preempt_notice_ms=NOTICE_MS, moves=1))
+    farm.hosts.busy = {"h0", "h1"}
+    await farm.begin()
+    await farm.request("rest", "2x1", hours=10)
+    await farm.settle()
+    halves = [f"half{number}" for number in range(4)]
+    for name in halves:
+        await farm.request(name, "0.5", hours=10, kind=LeaseKind.JOB)
+        await farm.submit(f"job-{name}", name)
+        await farm.settle()
+    left: dict[tuple[str, int], str] = {}  # by GPU, one of the two that share it
+    for name in halves:
+        [piece] = (await farm.lease(name)).slices
+        other = left.setdefault((piece.host, piece.gpu_indices[0]), name)
+        if other != name:
+            farm.ray_jobs.end((await farm.job(f"job-{name}")).ray_id, JobStatus.SUCCEEDED)
+            await tick(farm)
+    assert len(left) == 2
+    await farm.request("whole", "1", tenant="b", hours=1)
+    await tick(farm, 700_000)
+    assert "is not free" in (await farm.lease("whole")).message  # nobody has saved anything
+    for name in left.values():
+        run = f"ray_train_run-job-{name}-1"
+        snapshot = ("tenants", "a", "runs", run, "checkpoint_manager_snapshot.json")
+        await farm.artifacts.write(*snapshot, data=once(b"{}"), max_bytes=10)
+    saved_ms = farm.clock.now_ms()
+    await tick(farm, 100_000)
+    moving = [lease for name in left.values() if (lease := await farm.lease(name)).preempted_ms is not None]
+    [before] = moving
+    assert "it is moved to make room for another tenant's lease" in before.message
+    assert before.message.endswith("it is stopped in 60 s and goes on there at once: save its work")
+    assert "what is free is in pieces; room is made for it" in (await farm.lease("whole")).message
+    await farm.crash()
+    await tick(farm, NOTICE_MS)
+    after, whole = await farm.lease(before.id), await farm.lease("whole")
+    assert (after.status, whole.status) == (LeaseStatus.ACTIVE, LeaseStatus.ACTIVE)
+    assert [(piece.host, piece.gpu_indices) for piece in whole.slices] == [
+        (piece.host, piece.gpu_indices) for piece in before.slices
+    ]
+    assert [(piece.host, piece.gpu_indices) for piece in after.slices] == [
+        (piece.host, piece.gpu_indices) for piece in before.room
+    ]
+    assert after.room == ()
+    async with farm.store.begin(write=False) as uow:
+        charged, refund = await uow.ledger.list(lease_id=before.id)
+    assert refund.kind == REFUND
+    assert refund.end_ms - refund.start_ms == 100_000 + NOTICE_MS
+    assert refund.start_ms == saved_ms
+    assert charged.end_ms == refund.end_ms
+    job = await farm.job(f"job-{before.id}")
+    assert (job.attempt, job.ray_id in farm.ray_jobs.jobs) == (1, True)

@@ -32,13 +32,17 @@ def openb(
         Path | None,
         typer.Option(help="NPZ with the arrivals by seed; made from the seed if not given.", **FILE),
     ] = None,
+    moves: Annotated[
+        float,
+        typer.Option(help="Which part of the pods may be moved, once each: another protocol.", min=0, max=1),
+    ] = 0.0,
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Replay the public packing protocol (docs/packing.md) with the allocator that the farm uses."""
     from cloudfarm.simulate.openb import simulate as run  # noqa: PLC0415 - numpy is slow to import
 
-    show(asdict(run(nodes, pods, seed, arrivals)), as_json=as_json)
+    show(asdict(run(nodes, pods, seed, arrivals, moves)), as_json=as_json)
 
 
 @simulate.command()
@@ -60,6 +64,9 @@ def tenants(
         int, typer.Option(help="How long a borrower runs before it may be preempted.")
     ] = 300,
     notice_s: Annotated[int, typer.Option(help="How long it is told before.")] = 60,
+    moves: Annotated[
+        int, typer.Option(help="How many may be on the move at once to make room for others.", min=0)
+    ] = 0,
     *,
     burst: Annotated[
         bool, typer.Option("--burst", help="One tenant asks for 4 times its guarantee.")
@@ -71,7 +78,7 @@ def tenants(
     from cloudfarm.simulate.tenants import Setup, run  # noqa: PLC0415
     from cloudfarm.simulate.workloads import read_workload  # noqa: PLC0415
 
-    rules = Rules(min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s)
+    rules = Rules(min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s, moves=moves)
     setup = Setup(hosts, gpus, load, burst, hours, seed, rules, workload, policy)
     works = None if workload == GENERATOR else read_workload(Path(workload))
     show(run(setup, works).as_json(), as_json=as_json)

@@ -133,7 +133,8 @@ class Lease:
     preempted_ms: int | None = None
     """When it has to be gone, since somebody takes back what it borrows; None if nobody does."""
     room: tuple[Slice, ...] = ()
-    """While it waits: where others have been told to make room for it. It holds nothing yet."""
+    """While it waits, where others have been told to make room for it; while it is moved, where it goes on. It holds
+    nothing of that yet."""
     expected_start: ExpectedStart | None = None
     """While it waits, as far as it can be foreseen."""
     segment: int = 0

@@ -66,14 +66,20 @@ def reserved(from_ms: int) -> str:
     return f"it is reserved for {clock(from_ms)}"
 
 
-def room_is_made(at_ms: int) -> str:
-    """Return that a lease gets back what it is promised."""
-    return f"what it is promised is lent out; room is made for it, and it starts by {clock(at_ms)}"
+def room_is_made(at_ms: int, *, in_pieces: bool) -> str:
+    """Return that others make room for a lease: those that borrow what it is promised, or that are moved for it."""
+    why = "what is free is in pieces" if in_pieces else "what it is promised is lent out"
+    return f"{why}; room is made for it, and it starts by {clock(at_ms)}"
 
 
 def preempted(by: Lease, victim: Lease) -> str:
     """Return what the owner of a preempted lease is told; nothing of another tenant's, but that it has a claim."""
     return f"what it borrows is taken back for {_called(by, victim)}, which is within its guarantee"
+
+
+def moved(by: Lease, victim: Lease) -> str:
+    """Return what the owner of a lease is told that is moved."""
+    return f"it is moved to make room for {_called(by, victim)}, and its next place is kept for it"
 
 
 def no_room(lease: Lease, ahead: Sequence[Lease], standing: Standing, future: Future) -> str:

@@ -50,9 +50,16 @@ class Future:
     _is_coarse: bool = False
 
     @classmethod
-    def of(cls, space: Space, now_ms: int, holding: Iterable[Lease], asks: Iterable[Ask] = ()) -> "Future":
+    def of(
+        cls,
+        space: Space,
+        now_ms: int,
+        holding: Iterable[Lease],
+        asks: Iterable[Ask] = (),
+        power_weight: float = 0.0,
+    ) -> "Future":
         """Return the future of a farm in which these leases hold something now, and these are the asks to expect."""
-        future = cls(space, now_ms, space.empty(), Packer(space, asks))
+        future = cls(space, now_ms, space.empty(), Packer(space, asks, power_weight))
         for lease in holding:
             future._hold(end_of(lease, now_ms), lease.slices)
         return future

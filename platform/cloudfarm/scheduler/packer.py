@@ -7,7 +7,7 @@ import numpy as np
 
 from cloudfarm.domain.lease import Ask, Slice
 from cloudfarm.domain.quantities import MILLI
-from cloudfarm.scheduler.packing import Allocator, Demand, Node, Request, place_gang
+from cloudfarm.scheduler.packing import Allocator, Demand, Node, Placement, Request, place_gang
 from cloudfarm.scheduler.space import MIB, Space, State
 
 MOST_SLICES = 16
@@ -21,20 +21,26 @@ class Packer:
     Args:
         space: the hosts.
         asks: those from which is learned what will be asked for.
+        power_weight: as for the allocator.
     """
 
     space: Space
     asks: Iterable[Ask]
+    power_weight: float = 0.0
     _allocator: Allocator | None = field(default=None, init=False)
 
     def place(self, state: State, lease_id: str, ask: Ask) -> tuple[Slice, ...] | None:
         """Return a slice for every part of an ask, or None if it does not fit; the state stays as it was."""
         if not self.space.fits(state, ask):
             return None
-        allocator = self._at(state)
+        allocator = self.at(state)
         placed = place_gang(allocator, request_of(ask), ask.shape.count, distinct_gpus=ask.distinct_gpus)
         if placed is None:  # it fits, slice by slice: all of them are alike
             raise AssertionError(f"{ask} fits and cannot be placed")
+        return self.slices(lease_id, ask, placed)
+
+    def slices(self, lease_id: str, ask: Ask, placed: Iterable[Placement]) -> tuple[Slice, ...]:
+        """Return the slices of a lease that is placed so."""
         hosts = self.space.hosts
         return tuple(
             Slice(
@@ -49,7 +55,8 @@ class Packer:
             for index, each in enumerate(placed)
         )
 
-    def _at(self, state: State) -> Allocator:
+    def at(self, state: State) -> Allocator:
+        """Return the allocator, set to a state; until it is set to another."""
         if self._allocator is None:
             demand = Demand()
             for ask in self.asks:
@@ -59,7 +66,7 @@ class Packer:
                 Node(host.cpus * MILLI, host.memory_bytes // MIB, tuple(gpu.model for gpu in host.gpus))
                 for host in self.space.hosts
             ]
-            self._allocator = Allocator(nodes, demand)
+            self._allocator = Allocator(nodes, demand, self.power_weight)
         free = np.maximum(state, 0).astype(np.int64)
         width = self.space.width
         self._allocator.reset(free[:, :width], free[:, width] * MILLI, free[:, width + 1])

@@ -17,6 +17,7 @@ from cloudfarm.domain.lease import Ask, Lease, Slice
 from cloudfarm.domain.quota import UNLIMITED, QuotaTree
 from cloudfarm.domain.status import LeaseStatus
 from cloudfarm.scheduler import explain
+from cloudfarm.scheduler.defrag import Defrag, is_moving, kept_for
 from cloudfarm.scheduler.future import Booking, Future, end_of
 from cloudfarm.scheduler.line import Line
 from cloudfarm.scheduler.reclaim import Reclaim, may_be_preempted
@@ -52,6 +53,7 @@ class _Pass:
     """Those that were not on their way out before this pass."""
     borrowers: dict[str, Lease]
     """By id: those of them that may be told to go."""
+    defrag: Defrag
     line: Line = field(init=False)
     decisions: list[Decision] = field(default_factory=list)
     ahead: list[Lease] = field(default_factory=list)
@@ -71,11 +73,14 @@ class _Pass:
         asks = view.asks or tuple(lease.ask for lease in view.leases)
         standing = Standing(tree, capacity_of(view), view.now_ms, view.past)
         running = [lease for lease in holding if not _is_leaving(lease)]
-        standing.hold(running)
+        moving = [lease for lease in holding if is_moving(lease)]
+        standing.hold([*running, *moving])
         for lease in holding:
-            if _is_leaving(lease):
+            if _is_leaving(lease) and not is_moving(lease):
                 standing.leave(lease)
-        future = Future.of(Space.of(view.hosts), view.now_ms, holding, asks)
+        future = Future.of(Space.of(view.hosts), view.now_ms, holding, asks, rules.power_weight)
+        for lease in moving:
+            future.keep(kept_for(lease, future))
         deadline_ms = view.now_ms + rules.preempt_notice_ms
         borrowers = {
             lease.id: lease
@@ -84,7 +89,7 @@ class _Pass:
             and may_be_preempted(lease, view.now_ms, rules.min_run_ms)
             and end_of(lease, view.now_ms) > deadline_ms
         }
-        return cls(view, rules, standing, future, running, borrowers)
+        return cls(view, rules, standing, future, running, borrowers, Defrag.of(view, rules))
 
     def run(self) -> Decisions:
         waiting = [lease for lease in self.view.leases if waits(lease)]
@@ -204,6 +209,7 @@ class _Pass:
         self.standing.leave(victim)
         self.line.changed(victim)
         del self.borrowers[victim.id]
+        self.defrag.leave(victim)
         self.future.leave(victim.slices, deadline_ms, end_of(victim, self.view.now_ms))
 
     def _book(self, lease: Lease, from_ms: int) -> None:
@@ -211,6 +217,8 @@ class _Pass:
         booking = self.future.find(lease.id, lease.ask, not_before_ms=from_ms)
         if booking is None:
             self._wait(lease, explain.never(lease))
+            return
+        if from_ms == self.view.now_ms and self._move(lease, booking):
             return
         if from_ms > self.view.now_ms:
             reason = explain.reserved(from_ms)
@@ -223,11 +231,34 @@ class _Pass:
             self.standing.book(lease, booking.from_ms, is_due=False)
         self._wait(lease, reason, booking)
 
+    def _move(self, lease: Lease, otherwise: Booking) -> bool:
+        """Have a few others moved for a lease that would start much later otherwise; False if that is of no use."""
+        if not self.defrag.left or self.searches >= self.rules.reclaims:
+            return False
+        self.searches += 1
+        deadline_ms = self.view.now_ms + self.rules.preempt_notice_ms
+        at_ms = self.future.moment(deadline_ms)
+        relief = self.defrag.find(lease, otherwise, self.future, at_ms)
+        if relief is None:
+            return False
+        for move in relief.moves:
+            message = explain.moved(lease, move.lease)
+            self.decisions.append(Preempt(move.lease.id, lease.id, deadline_ms, message, move.slices))
+            self.future.leave(move.lease.slices, deadline_ms, end_of(move.lease, self.view.now_ms))
+            self.future.keep(move.booking(at_ms))
+            self.borrowers.pop(move.lease.id, None)
+            self.defrag.leave(move.lease)
+            self.defrag.left -= 1
+        booking = Booking(lease.id, at_ms, at_ms + lease.ask.duration_ms, relief.slices)
+        self._make_room(lease, booking, relief.slices)
+        return True
+
     def _make_room(self, lease: Lease, booking: Booking, room: tuple[Slice, ...]) -> None:
         """Book what will soon be there. Where others are told to go for it, that room is remembered: see _due."""
+        in_pieces = bool(self.rules.moves) and not self.standing.has_claim(lease)
         self.future.keep(booking)
         self.standing.book(lease, booking.from_ms, is_due=True)
-        self._tell(lease, explain.room_is_made(booking.from_ms), room)
+        self._tell(lease, explain.room_is_made(booking.from_ms, in_pieces=in_pieces), room)
 
     def _wait(self, lease: Lease, reason: str, booking: Booking | None = None) -> None:
         self.place_in_line += 1

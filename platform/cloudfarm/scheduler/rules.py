@@ -27,6 +27,10 @@ class Rules:
     """For how many leases at most it is sought in one pass who gives way; the next pass goes on."""
     preempts: bool = True
     """Whether borrowed share is taken back at all."""
+    moves: int = 0
+    """How many leases at most may be on the move at once to make room for others: see ``defrag.py``. 0: none, ever."""
+    power_weight: float = 0.0
+    """How many milli-GPUs of worth are given up to save a watt: see ``packing/power.py``."""
 
 
 def next_look_ms(view: FarmView, rules: Rules, tree: QuotaTree) -> int | None:

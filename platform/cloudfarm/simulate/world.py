@@ -223,7 +223,10 @@ class World:
 
     def _preempt(self, decision: Preempt) -> None:
         lease = replace(
-            self.leases[decision.lease_id], noticed_ms=self.now_ms, preempted_ms=decision.deadline_ms
+            self.leases[decision.lease_id],
+            noticed_ms=self.now_ms,
+            preempted_ms=decision.deadline_ms,
+            room=decision.room,
         )
         self.leases[lease.id] = lease
         self.stories[lease.id].preempted += 1
@@ -257,7 +260,6 @@ class World:
             lease,
             status=LeaseStatus.WAITING,
             slices=(),
-            room=(),
             granted_ms=None,
             started_ms=None,
             ends_ms=None,

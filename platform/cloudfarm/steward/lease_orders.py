@@ -57,11 +57,14 @@ class LeaseOrders(Orders):
     async def _preempt(self, decision: v.Preempt, view: v.FarmView, epoch: int) -> None:
         lease = view.leases_by_id[decision.lease_id]
         left_s = max(0, decision.deadline_ms - view.now_ms) // 1000
-        message = f"{decision.message}; it is stopped in {left_s} s and waits anew: save its work"
+        then = "goes on there at once" if decision.room else "waits anew"
+        message = f"{decision.message}; it is stopped in {left_s} s and {then}: save its work"
 
         async def work(uow: UnitOfWork) -> None:
             fresh = await uow.leases.get(lease.id)
-            await uow.leases.update(replace(fresh, preempted_ms=decision.deadline_ms, message=message))
+            await uow.leases.update(
+                replace(fresh, preempted_ms=decision.deadline_ms, message=message, room=decision.room)
+            )
             await uow.events.append(
                 Event(view.now_ms, "lease.preempted", lease.id, lease.tenant, "steward", message)
             )

@@ -142,6 +142,8 @@ class Preempt:
     for_lease_id: str
     deadline_ms: int
     message: str
+    room: tuple[Slice, ...] = ()
+    """Where it goes on at once, if it is only moved: kept with the lease, so that it gets that room and no other."""
 
 
 @dataclass(frozen=True, slots=True)

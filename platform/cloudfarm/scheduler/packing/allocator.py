@@ -10,6 +10,7 @@ from cloudfarm.domain.quantities import MILLI
 from cloudfarm.errors import ConflictError
 from cloudfarm.scheduler.packing.blocks import Blocks, price_blocks, worth_of_blocks
 from cloudfarm.scheduler.packing.demand import Demand, Outlook
+from cloudfarm.scheduler.packing.power import Power
 from cloudfarm.scheduler.packing.prices import Floats, Ints
 from cloudfarm.scheduler.packing.shapes import Node, Placement, Request
 from cloudfarm.scheduler.packing.worth import worth
@@ -46,9 +47,12 @@ class Allocator:
     Args:
         nodes: the empty nodes. Of nodes that cost the same the first is taken, so small nodes should come first.
         demand: what is known of requests; empty unless given.
+        power_weight: how many milli-GPUs of worth are given up to save a watt (``power.py``).
     """
 
-    def __init__(self, nodes: Sequence[Node], demand: Demand | None = None) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], demand: Demand | None = None, power_weight: float = 0.0
+    ) -> None:
         width = max([1, *(len(node.gpu_models) for node in nodes)])
         self.demand = demand if demand is not None else Demand()
         self.free_beside: Ints = np.zeros((2, len(nodes)), dtype=np.int64)
@@ -61,11 +65,14 @@ class Allocator:
             self.free_gpu[position, : len(node.gpu_models)] = MILLI
             self._models[position, : len(node.gpu_models)] = node.gpu_models
         self._nodes = tuple(nodes)
+        self._power_weight = power_weight
+        self._power = Power.of(nodes) if power_weight else None
         models = [frozenset(node.gpu_models) for node in nodes]
         self._kinds = sorted(set(models), key=sorted)
         """Sets of GPU models that occur on one node."""
         self._kind: Ints = np.array([self._kinds.index(each) for each in models], dtype=np.int64)
-        self._open: Mask = np.ones(len(nodes), dtype=np.bool_)
+        self.is_open: Mask = np.ones(len(nodes), dtype=np.bool_)
+        """Whether each node takes new placements."""
         self._step = 0
         self._changed: Ints = np.zeros(len(nodes), dtype=np.int64)
         """The step at which each node last changed."""
@@ -89,8 +96,12 @@ class Allocator:
 
     def set_open(self, node: int, is_open: bool) -> None:
         """Open a node for new placements, or close it."""
-        self._open[node] = is_open
+        self.is_open[node] = is_open
         self._touch(node)
+
+    def usable(self, request: Request) -> Mask | None:
+        """Return, by node and GPU, whether its model will do for a request; None if all will."""
+        return np.isin(self._models, list(request.models)) if request.models else None
 
     def pick(self, request: Request, among: Mask | None = None) -> Placement | None:
         """Return the best place for a request, or None if no open node can hold it. Changes nothing.
@@ -171,7 +182,7 @@ class Allocator:
 
     def _priced_blocks(self) -> Blocks:
         self._look_at = self._step + 1 + len(self._nodes) // 8
-        free = self.free_gpu * self._open[:, None]
+        free = self.free_gpu * self.is_open[:, None]
         return price_blocks(self._outlook, self._kinds, self._kind, self.free_beside, free)
 
     def _current_costs(self, request: Request) -> _Costs:
@@ -191,14 +202,14 @@ class Allocator:
         if request.is_share:
             pieces, free = self._outlook.pieces, np.arange(request.gpu_milli, MILLI + 1)
             choice[free] = pieces[free] - pieces[free - request.gpu_milli] + free * 1e-6
-        usable = np.isin(self._models, list(request.models)) if request.models else None
+        usable = self.usable(request)
         need = np.array([[request.cpu_milli], [request.memory_mib]])
         return _Costs(np.empty(len(self._nodes), dtype=np.int64), usable, choice, need)
 
     def _rank(self, nodes: Ints, request: Request, costs: _Costs) -> Ints:
         """Return the order of some nodes for a request: the worth each would lose, in steps, then its position."""
         beside = self.free_beside[:, nodes]
-        fits = self._open[nodes] & (beside[0] >= request.cpu_milli) & (beside[1] >= request.memory_mib)
+        fits = self.is_open[nodes] & (beside[0] >= request.cpu_milli) & (beside[1] >= request.memory_mib)
         free = self.free_gpu[nodes[fits]]
         good = free if costs.usable is None else np.where(costs.usable[nodes[fits]], free, 0)
         if request.is_share:
@@ -213,20 +224,25 @@ class Allocator:
             return rank
         nodes, free, beside = nodes[fits], free[enough], beside[:, fits]
         pieces = self._outlook.pieces
-        sellable, whole = pieces[free].sum(axis=1), (free == MILLI).sum(axis=1)
+        sellable, whole_before = pieces[free].sum(axis=1), (free == MILLI).sum(axis=1)
         if request.is_share:
             sellable_after = sellable + (pieces[sizes - request.gpu_milli] - pieces[sizes])
-            whole_after = whole - (sizes == MILLI)
+            whole_after = whole_before - (sizes == MILLI)
         else:
             sellable_after = sellable - MILLI * request.num_gpu
-            whole_after = whole - request.num_gpu
+            whole_after = whole_before - request.num_gpu
         beside = np.concatenate((beside, beside - costs.need), axis=1)
         value = worth(self._outlook, np.concatenate((sellable, sellable_after)), beside)
-        if self._outlook.gangs and whole.max() > 1:
-            kind, whole = self._kind[np.concatenate((nodes, nodes))], np.concatenate((whole, whole_after))
+        if self._outlook.gangs and whole_before.max() > 1:
+            kind = self._kind[np.concatenate((nodes, nodes))]
+            whole = np.concatenate((whole_before, whole_after))
             value += worth_of_blocks(self._blocks, kind, beside, whole)
         before, after = value.reshape(2, -1)
         lost = before - after
+        if self._power is not None:
+            woken = whole_before - whole_after
+            watts = self._power.added(nodes, beside[0, : len(nodes)], whole_before, woken)
+            lost += self._power_weight * watts
         rank[fits] = np.floor(lost / STEP).astype(np.int64) * len(self._nodes) + nodes
         return rank
 
