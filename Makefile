@@ -44,9 +44,10 @@ format: setup ## Format the code
 bench: setup ## Measure and print the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
-bench-scheduler: setup ## Measure packing and completion times on public workloads
+bench-scheduler: setup ## Measure packing, completion times on public workloads, and fairness
 	$(BIN)/python -m benchmarks.scheduler
 	$(BIN)/python -m benchmarks.pollux --all
+	$(BIN)/python -m benchmarks.fairness --quick
 
 lock: ## Write constraints.txt anew from what .venv holds
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt

@@ -9,7 +9,7 @@ from cloudfarm.domain.quota import Quota, QuotaTree
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules, next_look_ms
-from cloudfarm.simulate.measures import WINDOW_MS, Record, entitlement, measure
+from cloudfarm.simulate.measures import WINDOW_MS, Record, entitlement, measure, most_within
 from cloudfarm.simulate.tenants import BURST, Setup, run, shares, workload
 from cloudfarm.simulate.world import Work, World
 from cloudfarm.testing.fake_farm import make_host
@@ -101,6 +101,31 @@ def test_what_is_measured_of_two_leases_on_one_gpu():
 def test_what_is_left_over_is_shared_by_weight(wanted, entitled):
     found = entitlement(np.array([wanted], dtype=float), np.array([2.0, 2, 4]))
     assert found[0] == pytest.approx(entitled)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "found"),
+    [
+        ([], 8000, 0),
+        ([8000], 7999, 0),
+        ([8000], 8000 - 1e-9, 8000),
+        ([1000, 4000, 8000], 7000, 5000),
+        ([250, 250, 500], 900, 750),
+        ([3000, 3000, 4000], 6500, 6000),
+    ],
+)
+def test_whole_leases_come_to_less_than_what_is_entitled(sizes, most, found):
+    assert most_within(sizes, most) == found
+
+
+def test_what_is_unavoidable_with_whole_leases():
+    # Both are promised half a GPU and ask for a whole one. Nobody else wants the GPU: all of it is a's, then all of it
+    # is b's; while both want it each is entitled to a half, and neither lease can run in a half.
+    record = world([work("a1", 0, 30), work("b1", 20, 30)], ("a", 0.5), ("b", 0.5))
+    private = {name: world([work(name + "1", 0, 30)], (name, 1)) for name in "ab"}
+    figures = measure(record, private, 60 * MINUTE)
+    assert figures.windows == 3 + 4
+    assert figures.unavoidable_mean == pytest.approx((0 + 0 + 1 + 1 + 0 + 0 + 0) / 7)
 
 
 @pytest.mark.parametrize("burst", [False, True])
