@@ -1,7 +1,7 @@
 """What always holds, over random farms, quota trees and workloads in simulated time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -135,8 +135,6 @@ class Watcher:
     rules: Rules
     preemptions: int = 0
     has_started: bool = False
-    due_ms: dict[str, int] = field(default_factory=dict)
-    """By lease for which others go: when they will be gone."""
 
     def admit(self, view: FarmView) -> Decisions:
         decisions, bookings = decide_and_book(view, self.rules, self.tree)
@@ -160,17 +158,8 @@ class Watcher:
         )
         assert_bookings_hold(after, starts, bookings)
         self.judge_idleness(after, starts, bookings)
-        self.judge_deadlines(view, starts, going)
         self.has_started = bool(starts)
         return decisions
-
-    def judge_deadlines(self, view: FarmView, starts: Sequence[Grant], going: Sequence[Preempt]) -> None:
-        """Whoever others are told to go for starts when they are gone."""
-        for each in going:
-            self.due_ms[each.for_lease_id] = each.deadline_ms
-        for each in starts:
-            self.due_ms.pop(each.lease_id, None)
-        assert all(at_ms > view.now_ms for at_ms in self.due_ms.values()), (self.due_ms, view.now_ms)
 
     def judge_preemptions(self, view: FarmView, going: Sequence[Preempt]) -> None:
         leases = {lease.id: lease for lease in view.leases}

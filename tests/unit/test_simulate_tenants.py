@@ -151,6 +151,13 @@ def test_the_same_seed_gives_the_same_report():
     assert 0 < report.measures.utilisation < 1
 
 
+def test_whoever_room_is_made_for_starts_at_the_deadline():
+    # Five tenants on hosts of two GPUs: shares beside whole GPUs, so what is booked meets on one host.
+    figures = run(Setup(hosts=5, gpus=2, load=1.6, hours=4, seed=2)).measures
+    assert figures.reclaims > 10
+    assert figures.after_deadline_p99_s == 0
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 3, 4, 5, 7, 8, 13])
 def test_every_host_is_promised_to_somebody(hosts):
     counts = shares(hosts).values()
