@@ -44,11 +44,12 @@ format: setup ## Format the code
 bench: setup ## Measure and print the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
-bench-scheduler: setup ## Measure packing, admission, and completion times on public workloads
+bench-scheduler: setup ## Measure packing, admission, completion times, forecasts and fairness
 	$(BIN)/python -m benchmarks.scheduler
 	$(BIN)/python -m benchmarks.admission
 	$(BIN)/python -m benchmarks.pollux --all
 	$(BIN)/python -m benchmarks.forecast
+	$(BIN)/python -m benchmarks.fairness --quick
 
 lock: ## Write constraints.txt anew from what .venv holds
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt

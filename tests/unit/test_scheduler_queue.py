@@ -247,6 +247,19 @@ def test_room_is_kept_for_a_reservation_and_it_starts_no_sooner():
     assert "for up to 60 minutes it would start now" in messages(decisions)["b1"]
 
 
+def test_what_is_booked_is_not_short_now_if_others_leave_before():
+    # In half an hour 62 of the 64 CPUs come back, and b1 gets 62; so there are always 2 for b2.
+    farm = view(
+        "3",
+        running("a0", "h0:0", minutes=30, cpus=62),
+        waiting("b1", cpus=62, asked_ms=1),
+        waiting("b2", cpus=2, asked_ms=2),
+        waiting("b3", cpus=1, asked_ms=3),
+    )
+    assert started(decide(farm)) == ["b2"]
+    assert booked(farm) == {"b1": 30, "b3": 60}
+
+
 def test_a_reservation_beyond_the_guarantee_waits_its_turn():
     farm = view(
         "1", waiting("a1", not_before_ms=NOW + HOUR, asked_ms=9), waiting("b1", minutes=61, asked_ms=1)

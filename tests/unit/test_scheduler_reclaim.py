@@ -186,6 +186,16 @@ def test_what_was_taken_back_is_not_taken_back_again():
     assert preempted(decide(farm, quota("a", 1), quota("b", 1))) == set()
 
 
+def test_nobody_goes_for_room_that_is_booked_for_later():
+    # a0 would be gone in 20 minutes anyway. In half an hour the GPU is c's; so b, who needs an hour, gains nothing.
+    farm = view(
+        "1", running("a0", "h0:0", minutes=20), waiting("b1"), waiting("c1", not_before_ms=NOW + 30 * MINUTE)
+    )
+    assert preempted(decide(farm, quota("b", 1), quota("c", 1))) == set()
+    short = replace(farm, leases=(farm.leases[0], waiting("b1", minutes=29), farm.leases[2]))
+    assert preempted(decide(short, quota("b", 1), quota("c", 1))) == {"a0"}
+
+
 def test_room_that_was_made_for_one_lease_goes_to_no_other():
     # a0 has gone for b1; an older c1 that is promised as much comes second all the same.
     [made] = decide(view("1", waiting("b1")))

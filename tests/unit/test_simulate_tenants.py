@@ -9,7 +9,7 @@ from cloudfarm.domain.quota import Quota, QuotaTree
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules, next_look_ms
-from cloudfarm.simulate.measures import WINDOW_MS, Record, entitlement, measure
+from cloudfarm.simulate.measures import WINDOW_MS, Record, entitlement, measure, most_within
 from cloudfarm.simulate.tenants import BURST, Setup, run, shares, workload
 from cloudfarm.simulate.world import Work, World
 from cloudfarm.testing.fake_farm import make_host
@@ -103,6 +103,31 @@ def test_what_is_left_over_is_shared_by_weight(wanted, entitled):
     assert found[0] == pytest.approx(entitled)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "most", "found"),
+    [
+        ([], 8000, 0),
+        ([8000], 7999, 0),
+        ([8000], 8000 - 1e-9, 8000),
+        ([1000, 4000, 8000], 7000, 5000),
+        ([250, 250, 500], 900, 750),
+        ([3000, 3000, 4000], 6500, 6000),
+    ],
+)
+def test_whole_leases_come_to_less_than_what_is_entitled(sizes, most, found):
+    assert most_within(sizes, most) == found
+
+
+def test_what_is_unavoidable_with_whole_leases():
+    # Both are promised half a GPU and ask for a whole one. Nobody else wants the GPU: all of it is a's, then all of it
+    # is b's; while both want it each is entitled to a half, and neither lease can run in a half.
+    record = world([work("a1", 0, 30), work("b1", 20, 30)], ("a", 0.5), ("b", 0.5))
+    private = {name: world([work(name + "1", 0, 30)], (name, 1)) for name in "ab"}
+    figures = measure(record, private, 60 * MINUTE)
+    assert figures.windows == 3 + 4
+    assert figures.unavoidable_mean == pytest.approx((0 + 0 + 1 + 1 + 0 + 0 + 0) / 7)
+
+
 @pytest.mark.parametrize("burst", [False, True])
 def test_the_load_is_what_was_asked_for(burst):
     setup = Setup(load=1.3, burst=burst, hours=400, seed=1)
@@ -124,6 +149,13 @@ def test_the_same_seed_gives_the_same_report():
     assert report == run(SMALL)
     assert report.leases == sum(each.leases for each in report.measures.tenants.values())
     assert 0 < report.measures.utilisation < 1
+
+
+def test_whoever_room_is_made_for_starts_at_the_deadline():
+    # Five tenants on hosts of two GPUs: shares beside whole GPUs, so what is booked meets on one host.
+    figures = run(Setup(hosts=5, gpus=2, load=1.6, hours=4, seed=2)).measures
+    assert figures.reclaims > 10
+    assert figures.after_deadline_p99_s == 0
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3, 4, 5, 7, 8, 13])

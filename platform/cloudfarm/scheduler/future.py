@@ -121,12 +121,26 @@ class Future:
 
     def free(self, from_ms: int, until_ms: int) -> State:
         """Return what is free all through a time, beside the bookings; not to be changed."""
+        if from_ms == self.now_ms and not self.bookings:
+            return self.now
+        _, states = self.all_through(from_ms, until_ms)
+        least: State = states.min(axis=0)
+        return least
+
+    def all_through(self, from_ms: int, until_ms: int) -> tuple[Sequence[int], State]:
+        """Return what bookings leave free at a moment, and whenever one of them starts until another moment.
+
+        In between there is never less. By the time that a booking starts others may have left, whose room it is that is
+        booked; so what is free now is not short of all that will be booked.
+        """
+        self._lay_out()
         crossed = [each for each in self.bookings if each.from_ms < until_ms and from_ms < each.until_ms]
-        free = self.now
-        if from_ms > self.now_ms:
-            self._lay_out()
-            free = self._states[bisect_right(self._moments, from_ms) - 1]
-        return free - self._most_booked(crossed, from_ms) if crossed else free
+        moments = sorted({from_ms, *(each.from_ms for each in crossed if each.from_ms > from_ms)})
+        states = self._states[[bisect_right(self._moments, each) - 1 for each in moments]]
+        for booking in crossed:
+            first, last = bisect_left(moments, booking.from_ms), bisect_left(moments, booking.until_ms)
+            states[first:last] -= self._takes[booking.lease_id]
+        return moments, states
 
     def until(self, ask: Ask) -> int | None:
         """Return by when an ask would have to end to start now beside the bookings; None if it does not fit at all."""
@@ -142,16 +156,6 @@ class Future:
             return at_ms
         step_ms = 1 << max(0, (at_ms - self.now_ms).bit_length() - 5)
         return -(-at_ms // step_ms) * step_ms
-
-    def _most_booked(self, bookings: Sequence[Booking], from_ms: int) -> State:
-        """Return the most that bookings hold at once, from a moment on: at the start of one of them."""
-        peaks = sorted({max(from_ms, booking.from_ms) for booking in bookings})
-        booked = np.zeros((len(peaks), *self.now.shape), dtype=np.int32)
-        for booking in bookings:
-            first, last = bisect_left(peaks, booking.from_ms), bisect_left(peaks, booking.until_ms)
-            booked[first:last] += self._takes[booking.lease_id]
-        most: State = booked.max(axis=0)
-        return most
 
     def _hold(self, until_ms: int, slices: Sequence[Slice]) -> None:
         """Hold something from now on."""

@@ -198,8 +198,10 @@ class _Pass:
 
     def _victims(self, lease: Lease, deadline_ms: int) -> Sequence[Lease]:
         at_ms = self.future.moment(deadline_ms)
-        state = self.future.free(at_ms, at_ms + lease.ask.duration_ms)
-        reclaim = Reclaim(lease, self.standing, self.future.space, state, deadline_ms, self.view.saved_ms)
+        moments, states = self.future.all_through(at_ms, at_ms + lease.ask.duration_ms)
+        reclaim = Reclaim(
+            lease, self.standing, self.future.space, moments, states, deadline_ms, self.view.saved_ms
+        )
         self.searches += 1
         return reclaim.victims(self.borrowers.values())
 

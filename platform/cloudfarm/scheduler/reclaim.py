@@ -1,5 +1,6 @@
 """Who makes room for a lease within its guarantee: only borrowers, and so that as little work as possible is lost."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.status import LeaseStatus, Target
+from cloudfarm.scheduler.future import end_of
 from cloudfarm.scheduler.space import Space, State
 from cloudfarm.scheduler.standing import Standing
 
@@ -52,8 +54,9 @@ class Reclaim:
     standing: Standing
     """As it is now; left as it was."""
     space: Space
-    state: State
-    """What will be free at the deadline, without anybody's giving way."""
+    moments: Sequence[int]
+    states: State
+    """What will be free at the deadline and at some moments later, without anybody's giving way; never less between."""
     deadline_ms: int
     saved_ms: Mapping[str, int]
     """As for :func:`lost_work`."""
@@ -73,10 +76,10 @@ class Reclaim:
             if allowed[whose]:
                 by_loss.append(each)
         by_loss.sort(key=self._loss)
-        most = self.state.copy()
+        most = self.states.copy()
         for victim in by_loss:
-            self.space.give(most, victim.slices)
-        slots = self.space.slots(most, self.lease.ask)
+            self._give(most, victim)
+        slots = self.space.slots(most.min(axis=0), self.lease.ask)
         if int(slots.sum()) < self.lease.ask.shape.count:
             return ()
         found = [self._enough(by_loss)]
@@ -100,34 +103,39 @@ class Reclaim:
     def _enough(self, order: Iterable[Lease]) -> Sequence[Lease]:
         """Return as many leases of an order as are needed, and no more; none if all are too few."""
         chosen: list[Lease] = []
-        free = self.state.copy()
+        free = self.states.copy()
         try:
             for victim in order:
                 # Asked anew each time: who has given back enough borrows no longer.
                 if self.standing.may_reclaim(self.lease, victim):
                     chosen.append(victim)
                     self.standing.give(victim)
-                    self.space.give(free, victim.slices)
+                    self._give(free, victim)
                     if self._is_enough(free):
                         break
             else:
                 return ()
             for victim in sorted(chosen, key=self._loss, reverse=True):
-                self.space.take(free, victim.slices)
+                self._give(free, victim, back=True)
                 self.standing.take(victim)
                 if self._is_enough(free):
                     chosen = [each for each in chosen if each is not victim]
                 else:
-                    self.space.give(free, victim.slices)
+                    self._give(free, victim)
                     self.standing.give(victim)
             return tuple(chosen)
         finally:
             for victim in chosen:
                 self.standing.take(victim)
 
+    def _give(self, free: State, victim: Lease, *, back: bool = False) -> None:
+        """Free what a victim holds, until it would have ended by itself; or take it back."""
+        change = self.space.take if back else self.space.give
+        change(free[: bisect_left(self.moments, end_of(victim, self.standing.now_ms))], victim.slices)
+
     def _is_enough(self, free: State) -> bool:
         return (
-            self.space.fits(free, self.lease.ask)
+            self.space.fits(free.min(axis=0), self.lease.ask)
             and self.standing.over_limit(self.lease, from_ms=self.deadline_ms) is None
         )
 
@@ -158,7 +166,7 @@ class Reclaim:
     def _cleared(self, row: int, column: int, victims: Sequence[Lease]) -> tuple[bool, int, int, list[Lease]]:
         """Return whether a GPU cannot be made free enough, what it costs, its column, and who goes for it."""
         wanted = min(self.lease.ask.shape.milli_gpus, MILLI)
-        free, cost = int(self.state[row, column]), 0
+        free, cost = int(self.states[0, row, column]), 0
         gone: list[Lease] = []
         for victim in victims:
             if free >= wanted:

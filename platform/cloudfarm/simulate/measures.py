@@ -7,7 +7,9 @@ Times are seconds, GPU-time is GPU-seconds.
 of what is left of the farm's GPUs to a part by its weight, up to what it wants (weighted max-min; the weights are the
 guarantees). *Fair-share error*: for each tenant and each whole 10-minute window of the time in which leases arrive, if
 it wanted something all through the window, ``|received - entitled| / entitled`` of the GPU-time. *Guarantee shortfall*:
-likewise ``max(0, 1 - received / min(wanted, guarantee))``, which leaves the surplus out.
+likewise ``max(0, 1 - received / min(wanted, guarantee))``, which leaves the surplus out. *Unavoidable*: the fair-share
+error if each tenant held, at any moment, the most that whole leases of those that it has can come to within what it is
+entitled to; they would start, stop and go on at no cost, on a farm that is one large host.
 
 *Sharing safety*: each tenant's leases are run once more, in a private farm of its guarantee under the same policy. A
 tenant whose mean wait to the first start is longer in the shared farm is a violation, and so is one whose mean delay
@@ -16,7 +18,7 @@ tenant whose mean wait to the first start is longer in the shared farm is a viol
 *Idle*: GPU-time that nobody holds while the ask of a waiting lease would fit into it, kept for another or not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +49,8 @@ class Record:
     """Milli-GPUs of each tenant."""
     wanted: list[list[int]] = field(default_factory=list)
     """Those that it waits for as well."""
+    sizes: list[list[tuple[int, ...]]] = field(default_factory=list)
+    """Milli-GPUs of each lease that a tenant holds or waits for."""
     idle: list[int] = field(default_factory=list)
     """Milli-GPUs that nobody holds, if somebody waits whom they would hold; otherwise 0."""
     stories: Mapping[str, Story] = field(default_factory=dict)
@@ -60,8 +64,10 @@ class Record:
         held = dict.fromkeys(self.guarantees, 0)
         waits = dict.fromkeys(self.guarantees, 0)
         free = self._space.empty()
+        sizes: dict[str, list[int]] = {tenant: [] for tenant in self.guarantees}
         asks = {}
         for lease in world.leases.values():
+            sizes[lease.tenant].append(lease.milli_gpus)
             if lease.status is LeaseStatus.WAITING:
                 waits[lease.tenant] += lease.milli_gpus
                 asks[lease.ask.shape, lease.ask.cpus, lease.ask.memory_bytes] = lease.ask
@@ -72,6 +78,7 @@ class Record:
         self.times_ms.append(world.now_ms)
         self.held.append(list(held.values()))
         self.wanted.append([held[each] + waits[each] for each in held])
+        self.sizes.append([tuple(each) for each in sizes.values()])
         self.idle.append(int(free[:, : self._space.width].sum()) if is_idle else 0)
 
 
@@ -103,6 +110,10 @@ class Measures:
     share_error_worst: float
     share_error_p99: float
     share_error_mean: float
+    unavoidable_worst: float
+    """Fair-share error that whole leases have under any schedule that keeps within what is entitled."""
+    unavoidable_p99: float
+    unavoidable_mean: float
     shortfall_worst: float
     shortfall_p99: float
     private_shortfall_worst: float
@@ -133,10 +144,17 @@ def measure(shared: Record, private: Mapping[str, Record], until_ms: int) -> Mea
     held = _by_window(shared, np.array(shared.held, dtype=np.float64), until_ms)
     wanted_now = np.array(shared.wanted, dtype=np.float64)
     guarantees = np.array(list(shared.guarantees.values()), dtype=np.float64)
-    entitled = _by_window(shared, entitlement(wanted_now, guarantees), until_ms)
+    entitled_now = entitlement(wanted_now, guarantees)
+    entitled = _by_window(shared, entitled_now, until_ms)
+    whole_now = [
+        [most_within(own, most) for own, most in zip(sizes, row, strict=True)]
+        for sizes, row in zip(shared.sizes, entitled_now.tolist(), strict=True)
+    ]
+    whole = _by_window(shared, np.array(whole_now, dtype=np.float64), until_ms)
     promised = _by_window(shared, np.minimum(wanted_now, guarantees), until_ms)
     wants = _by_window(shared, (wanted_now > 0).astype(np.float64), until_ms) >= WINDOW_MS * (1 - 1e-9)
     errors = (np.abs(held - entitled) / np.maximum(entitled, 1))[wants]
+    unavoidable = (np.abs(whole - entitled) / np.maximum(entitled, 1))[wants]
     shortfalls = np.maximum(0, 1 - held / np.maximum(promised, 1))[wants]
     received = held.sum(axis=0) / np.maximum(entitled.sum(axis=0), 1)
     claims = [
@@ -162,6 +180,9 @@ def measure(shared: Record, private: Mapping[str, Record], until_ms: int) -> Mea
         share_error_worst=_at(errors, 100),
         share_error_p99=_at(errors, 99),
         share_error_mean=float(errors.mean()) if errors.size else 0.0,
+        unavoidable_worst=_at(unavoidable, 100),
+        unavoidable_p99=_at(unavoidable, 99),
+        unavoidable_mean=float(unavoidable.mean()) if unavoidable.size else 0.0,
         shortfall_worst=_at(shortfalls, 100),
         shortfall_p99=_at(shortfalls, 99),
         private_shortfall_worst=max(
@@ -204,6 +225,15 @@ def entitlement(wanted: Numbers, guarantees: Numbers) -> Numbers:
         parts = left * weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
         entitled = np.minimum(wanted, entitled + parts)
     return entitled
+
+
+def most_within(sizes: Iterable[int], most: float) -> int:
+    """Return the most that some of these sizes come to without being above an amount."""
+    allowed = (1 << int(most + 0.5) + 1) - 1  # a float that should be whole may be a little below
+    sums = 1  # bit n is set if n is the sum of some
+    for size in sizes:
+        sums |= sums << size & allowed
+    return sums.bit_length() - 1
 
 
 def _by_window(record: Record, values: Numbers, until_ms: int) -> Numbers:
