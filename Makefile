@@ -48,6 +48,7 @@ bench-scheduler: setup ## Measure packing, admission, and completion times on pu
 	$(BIN)/python -m benchmarks.scheduler
 	$(BIN)/python -m benchmarks.admission
 	$(BIN)/python -m benchmarks.pollux --all
+	$(BIN)/python -m benchmarks.forecast
 
 lock: ## Write constraints.txt anew from what .venv holds
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt

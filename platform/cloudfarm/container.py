@@ -10,10 +10,12 @@ from cloudfarm.clock import Clock, SystemClock
 from cloudfarm.domain.quantities import parse_shape
 from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Artifacts, Store
+from cloudfarm.scheduler.foreseeing import foreseeing
 from cloudfarm.scheduler.history import Memory
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules, next_look_ms
 from cloudfarm.settings import Settings
+from cloudfarm.steward.decide import Admission
 from cloudfarm.steward.view import Policy
 
 if TYPE_CHECKING:
@@ -81,6 +83,12 @@ def default_limit_of(settings: Settings) -> int:
     return parse_shape(settings.default_limit_gpus).total_milli_gpus
 
 
+def admission_of(settings: Settings) -> Admission:
+    """Return the farm's own admission: the fair queue, and forecasts for those who wait."""
+    rules = rules_of(settings)
+    return foreseeing(fair(rules, lambda view: view.quotas), rules, lambda view: view.quotas)
+
+
 def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides: Any) -> "Steward":
     """Build a steward in a process that is connected to the cluster.
 
@@ -135,7 +143,7 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
             max_log_bytes=settings.max_log_bytes,
         ),
         watch=overrides.get("watch") or RayWatch(ray_jobs, clock),
-        admit=overrides.get("admit") or fair(rules, lambda view: view.quotas),
+        admit=overrides.get("admit") or admission_of(settings),
         next_look_ms=lambda view: next_look_ms(view, rules, view.quotas),
         policy=policy,
         tick_s=settings.tick_s,

@@ -137,7 +137,7 @@ class TestMigrations:
         store = await SqlStore.open(empty_url)
         (lease,) = await look(store, lambda uow: uow.leases.list())
         assert (lease.id, lease.version, lease.project, lease.preempted_ms) == ("l1", 3, "", None)
-        assert (lease.ask.shape.total_milli_gpus, lease.ask.priority) == (1000, 0)
+        assert (lease.ask.shape.total_milli_gpus, lease.ask.priority, lease.expected_start) == (1000, 0, None)
         assert lease.slices == (Slice("l1", 0, "h0", (1,), 500, 4, 1, gpu_memory_bytes=0),)
         await keep(store, lambda uow: uow.leases.update(replace(lease, project="wind", preempted_ms=5)))
         found = await look(store, lambda uow: uow.leases.get("l1"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cloudfarm.domain.lease import Ask, Grade, LeaseKind, Slice
+from cloudfarm.domain.lease import Ask, ExpectedStart, Grade, LeaseKind, Slice
 from cloudfarm.domain.quantities import Shape
 from cloudfarm.domain.status import (
     EndReason,
@@ -63,6 +63,7 @@ FULL_LEASE = make_lease(
     message='lines\nand "quotes" \\ ☂',
     project="바람-1",
     preempted_ms=2**41,
+    expected_start=ExpectedStart("held back", 2**41, 2**41 + 1, 2**62),
     segment=3,
     version=9,
 )

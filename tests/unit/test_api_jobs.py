@@ -1,5 +1,7 @@
 """Ray's Jobs API: answers that Ray's own classes read, waiting jobs that say why, logs from start to end."""
 
+from dataclasses import replace
+
 import pytest
 from ray.dashboard.modules.job.common import (
     JobDeleteResponse,
@@ -10,6 +12,7 @@ from ray.dashboard.modules.job.common import (
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.dashboard.modules.version import CURRENT_VERSION, VersionResponse
 
+from cloudfarm.domain.lease import ExpectedStart
 from cloudfarm.domain.status import JobStatus, Target, transition
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import FakeWebSocket, assert_problem
@@ -170,6 +173,13 @@ async def test_a_waiting_job_says_why(door: FrontDoor):
     assert seen.status == "PENDING"
     assert "place 3 in the queue" in seen.message
     assert (await door.call("alpha.viewer", "GET", "/api/jobs/")).json()[0]["message"] == seen.message
+    start = ExpectedStart("borrows", 1_700_000_000_000, 1_700_000_400_000, 1_700_001_000_001)
+    async with door.store.begin() as uow:
+        lease = await uow.leases.get(job.lease_id)
+        await uow.leases.update(replace(lease, expected_start=start))
+        await uow.commit()
+    told = (await details(door, "train-1")).message
+    assert told == f"{seen.message}; expected to start about 2023-11-14 22:20 UTC (22:13 to 22:31)"
 
 
 async def test_details_are_rays(door: FrontDoor):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cloudfarm.domain.lease import Slice
+from cloudfarm.domain.lease import ExpectedStart, Slice
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem
 
@@ -70,6 +70,26 @@ async def test_a_slice_says_what_gpu_memory_it_may_use(door: FrontDoor):
         await uow.commit()
     (shown,) = (await door.call("alpha.viewer", "GET", f"/v1/leases/{lease['id']}")).json()["slices"]
     assert (shown["memory_bytes"], shown["gpu_memory_bytes"]) == (2**31, 2**33)
+
+
+async def test_who_waits_is_told_when_it_will_probably_start(door: FrontDoor):
+    lease = await door.lease()
+    assert lease["expected_start"] is None
+    nine_ms = 1_700_038_800_000  # 2023-11-15 09:00
+    start = ExpectedStart("borrows", nine_ms - 10 * HOUR_MS, nine_ms + 29_999, nine_ms + HOUR_MS + 1)
+    async with door.store.begin() as uow:
+        stored = await uow.leases.get(lease["id"])
+        await uow.leases.update(replace(stored, message="place 1 in the queue", expected_start=start))
+        await uow.commit()
+    shown = (await door.call("alpha.viewer", "GET", f"/v1/leases/{lease['id']}")).json()
+    assert shown["expected_start"] == {
+        "earliest": "2023-11-14T23:00:00.000Z",
+        "expected": "2023-11-15T09:00:29.999Z",
+        "latest": "2023-11-15T10:00:00.001Z",
+    }
+    assert shown["message"] == (
+        "place 1 in the queue; expected to start about 2023-11-15 09:00 UTC (2023-11-14 23:00 to 10:01)"
+    )
 
 
 async def test_list_has_the_newest(door: FrontDoor):

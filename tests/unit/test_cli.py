@@ -117,3 +117,12 @@ def test_simulations_need_no_farm(monkeypatch, capsys):
     assert told["measures"]["tenants"].keys() == {"t0", "t1"}
     assert run(monkeypatch, "simulate", "tenants", "--hosts", "0") == 1
     assert "are positive" in capsys.readouterr().err
+
+
+def test_the_coverage_of_forecasts_is_simulated_without_a_farm(monkeypatch, capsys):
+    farm = ["--hosts", "1", "--gpus", "2", "--hours", "1", "--seed", "3", "--load", "2"]
+    assert run(monkeypatch, "simulate", "coverage", *farm, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert 0 <= told["first"]["covered"] <= 1
+    assert run(monkeypatch, "simulate", "coverage", "--hosts", "0") == 1
+    assert "are positive" in capsys.readouterr().err

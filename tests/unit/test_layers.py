@@ -26,7 +26,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "clock": set(),
     "ports": {"domain", "errors"},
     "settings": {"pydantic", "pydantic_settings"},
-    "steward": {*CORE, "steward", "scheduler.history"},
+    # Of the past: what of it decisions look back at, and what forecasts learn from it.
+    "steward": {*CORE, "steward", "scheduler.history", "scheduler.calibration"},
     "scheduler": {"domain", "errors", "scheduler", "steward.view", "numpy"},
     # What a quota holds is counted for people as it is for the decision.
     "usecases": {*CORE, "usecases", "settings", "scheduler.standing", "scheduler.space"},

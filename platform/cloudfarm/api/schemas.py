@@ -7,7 +7,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from cloudfarm.clock import iso
-from cloudfarm.domain.lease import Lease, Slice
+from cloudfarm.domain.lease import ExpectedStart, Lease, Slice
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Credential, Role, Tenant
 from cloudfarm.domain.workload import ModelVersion
@@ -193,6 +193,21 @@ class SliceOut(Answer):
         )
 
 
+class ExpectedStartOut(Answer):
+    """When a waiting lease will probably start: in about 8 of 10 cases between the earliest and the latest."""
+
+    earliest: str | None
+    expected: str | None
+    latest: str | None
+
+    @classmethod
+    def of(cls, start: ExpectedStart) -> Self:
+        """Return an expected start's answer."""
+        return cls(
+            earliest=iso(start.earliest_ms), expected=iso(start.expected_ms), latest=iso(start.latest_ms)
+        )
+
+
 class LeaseOut(Answer):
     """A lease."""
 
@@ -220,6 +235,7 @@ class LeaseOut(Answer):
     ends: str | None
     preempted: str | None
     ended: str | None
+    expected_start: ExpectedStartOut | None
     reason: str | None
     message: str
     slices: tuple[SliceOut, ...]
@@ -252,8 +268,9 @@ class LeaseOut(Answer):
             ends=iso(lease.ends_ms),
             preempted=iso(lease.preempted_ms),
             ended=iso(lease.ended_ms),
+            expected_start=ExpectedStartOut.of(lease.expected_start) if lease.expected_start else None,
             reason=lease.reason,
-            message=lease.message,
+            message=lease.told,
             slices=tuple(SliceOut.of(piece) for piece in lease.slices),
         )
 

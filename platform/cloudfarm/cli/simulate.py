@@ -75,3 +75,24 @@ def tenants(
     setup = Setup(hosts, gpus, load, burst, hours, seed, rules, workload, policy)
     works = None if workload == GENERATOR else read_workload(Path(workload))
     show(run(setup, works).as_json(), as_json=as_json)
+
+
+@simulate.command()
+def coverage(
+    hosts: Annotated[int, typer.Option(help="Hosts of the farm.")] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs of each host.")] = 8,
+    load: Annotated[float, typer.Option(help="GPU-time asked for, as a part of the farm's.")] = 1.0,
+    hours: Annotated[float, typer.Option(help="For so long leases arrive.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 42,
+    *,
+    burst: Annotated[
+        bool, typer.Option("--burst", help="One tenant asks for 4 times its guarantee.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let many tenants share a farm, and compare when leases start with what they were told (docs/scheduling.md)."""
+    from cloudfarm.simulate.coverage import report, samples  # noqa: PLC0415
+    from cloudfarm.simulate.tenants import Setup  # noqa: PLC0415
+
+    figures = report(samples(Setup(hosts, gpus, load, burst, hours, seed)))
+    show({part: asdict(each) for part, each in figures.items()}, as_json=as_json)

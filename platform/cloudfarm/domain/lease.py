@@ -1,10 +1,13 @@
 """Leases and their slices."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from cloudfarm.domain.quantities import Shape
 from cloudfarm.domain.status import EndReason, LeaseStatus, Target
+
+MINUTE_MS = 60_000
 
 
 class LeaseKind(StrEnum):
@@ -73,6 +76,31 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedStart:
+    """When a waiting lease will probably start: between the earliest and the latest in about 8 of 10 cases."""
+
+    basis: str
+    """What the forecast stands on: see :mod:`cloudfarm.scheduler.forecast`."""
+    earliest_ms: int
+    expected_ms: int
+    latest_ms: int
+
+    def __str__(self) -> str:
+        """Say it to a person: in UTC, to the minute, the interval rounded outwards; a date where it changes."""
+        minutes = (
+            self.earliest_ms // MINUTE_MS,
+            (self.expected_ms + MINUTE_MS // 2) // MINUTE_MS,
+            -(-self.latest_ms // MINUTE_MS),
+        )
+        first, about, last = (datetime.fromtimestamp(60 * each, UTC) for each in minutes)
+        bounds = (
+            f"{each:%H:%M}" if each.date() == about.date() else f"{each:%Y-%m-%d %H:%M}"
+            for each in (first, last)
+        )
+        return f"about {about:%Y-%m-%d %H:%M} UTC ({' to '.join(bounds)})"
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to some slices until a time; the unit of queueing, isolation, metering and money."""
 
@@ -106,6 +134,8 @@ class Lease:
     """When it has to be gone, since somebody takes back what it borrows; None if nobody does."""
     room: tuple[Slice, ...] = ()
     """While it waits: where others have been told to make room for it. It holds nothing yet."""
+    expected_start: ExpectedStart | None = None
+    """While it waits, as far as it can be foreseen."""
     segment: int = 0
     version: int = 0
     """Counts stored changes; an update on an older version is refused as stale."""
@@ -114,3 +144,10 @@ class Lease:
     def milli_gpus(self) -> int:
         """Milli-GPUs of the whole lease."""
         return self.ask.shape.total_milli_gpus
+
+    @property
+    def told(self) -> str:
+        """What its owner is told: the message, and while it waits when it will probably start."""
+        if self.expected_start is None:
+            return self.message
+        return f"{self.message}; expected to start {self.expected_start}"

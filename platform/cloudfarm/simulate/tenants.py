@@ -84,10 +84,7 @@ def run(setup: Setup, works: Sequence[Work] | None = None) -> Report:
     Raises:
         InvalidInputError: for a farm, a load, a length or a policy that cannot be, or for works that never fit.
     """
-    if setup.hosts < 1 or not 1 <= setup.gpus <= MAX_GPUS_IN_SLICE or setup.load <= 0 or setup.hours <= 0:
-        raise InvalidInputError(
-            f"hosts, GPUs, load and hours are positive, and a host has at most {MAX_GPUS_IN_SLICE} GPUs"
-        )
+    check(setup)
     hosts = farm(setup)
     if works is None:
         parts = shares(setup.hosts)
@@ -105,6 +102,18 @@ def run(setup: Setup, works: Sequence[Work] | None = None) -> Report:
         at += count
     until_ms = round(setup.hours * HOUR_MS)
     return Report(setup, len(works), measure(shared, private, until_ms))
+
+
+def check(setup: Setup) -> None:
+    """Refuse a farm, a load or a length that cannot be.
+
+    Raises:
+        InvalidInputError: with a sentence that says why.
+    """
+    if setup.hosts < 1 or not 1 <= setup.gpus <= MAX_GPUS_IN_SLICE or setup.load <= 0 or setup.hours <= 0:
+        raise InvalidInputError(
+            f"hosts, GPUs, load and hours are positive, and a host has at most {MAX_GPUS_IN_SLICE} GPUs"
+        )
 
 
 def farm(setup: Setup) -> Sequence[Host]:

@@ -16,7 +16,11 @@ from cloudfarm.domain.status import LeaseStatus
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.scheduler.history import Memory, PastUse, Use
 from cloudfarm.simulate.engine import Alarm, Engine, Phase
-from cloudfarm.steward.view import Decisions, FarmView, Grant, Preempt, Wait
+from cloudfarm.steward.foresight import Foresight
+from cloudfarm.steward.view import Decisions, FarmView, Grant, Preempt, Run, Wait
+
+RUNS = 1000
+"""How many leases that have ended are looked back at, as in the live farm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class World:
     """When the farm is to be looked at again although nothing has happened."""
     memory: Memory | None = None
     """How past use counts; None: not at all."""
+    foresight: Foresight | None = None
+    """What is remembered of forecasts; None: none are made."""
     watch: Callable[["World"], None] = lambda _world: None
     """Called after every step; tests look at the invariants here."""
     leases: dict[str, Lease] = field(default_factory=dict)
@@ -88,6 +94,8 @@ class World:
     """Those of the time before."""
     asks: deque[Ask] = field(default_factory=lambda: deque(maxlen=0))
     """The newest asks, as many as are remembered, to learn from; if none are, it is learned from the open ones."""
+    runs: deque[Run] = field(default_factory=lambda: deque(maxlen=RUNS))
+    """How long the newest that have ended ran."""
     engine: Engine = field(default_factory=Engine)
     _alarm: Alarm = field(init=False)
     _past: PastUse | None = field(init=False, default=None)
@@ -118,7 +126,10 @@ class World:
 
     def step(self) -> Decisions:
         """Let the policy decide, and do what it says."""
-        decisions = self.admit(self.view())
+        view = self.view()
+        if self.foresight is not None:
+            view = replace(view, corrections=self.foresight.look(view.leases, self.now_ms))
+        decisions = self.admit(view)
         for decision in decisions:
             if isinstance(decision, Grant):
                 self._start(decision)
@@ -126,7 +137,12 @@ class World:
                 self._preempt(decision)
             elif isinstance(decision, Wait):
                 lease = self.leases[decision.lease_id]
-                self.leases[lease.id] = replace(lease, message=decision.message, room=decision.room)
+                self.leases[lease.id] = replace(
+                    lease,
+                    message=decision.message,
+                    room=decision.room,
+                    expected_start=decision.expected_start,
+                )
         self.watch(self)
         return decisions
 
@@ -155,6 +171,7 @@ class World:
             services=(),
             asks=tuple(self.asks),
             past=past,
+            runs=tuple(self.runs),
             saved_ms=saved,
         )
 
@@ -199,6 +216,7 @@ class World:
             ends_ms=self.now_ms + lease.ask.duration_ms,
             segment=lease.segment + 1,
             room=(),
+            expected_start=None,
             message="",
         )
         self.leases[lease.id] = lease
@@ -228,6 +246,9 @@ class World:
                 Use(quota_of(lease.tenant, lease.project), lease.milli_gpus, lease.started_ms, self.now_ms)
             )
         if done:
+            self.runs.append(
+                Run(lease.tenant, lease.kind, self.now_ms - lease.started_ms, lease.ask.duration_ms)
+            )
             story.ended_ms = self.now_ms
             del self.leases[lease_id]
             return
@@ -239,6 +260,7 @@ class World:
             status=LeaseStatus.WAITING,
             slices=(),
             room=(),
+            granted_ms=None,
             started_ms=None,
             ends_ms=None,
             noticed_ms=None,

@@ -46,6 +46,7 @@ def grant(decision: v.Grant, view: v.FarmView) -> Change:
         now_ms=view.now_ms,
         slices=slices,
         room=(),
+        expected_start=None,
         granted_ms=view.now_ms,
         grade=weakest([view.hosts_by_id[piece.host].grade for piece in decision.slices]),
         message="its lease nodes are being started",
@@ -54,9 +55,14 @@ def grant(decision: v.Grant, view: v.FarmView) -> Change:
 
 
 def wait(decision: v.Wait, view: v.FarmView) -> Change:
-    """Say why a lease waits."""
-    lease = view.leases_by_id[decision.lease_id]
-    return Change(replace(lease, message=decision.message, room=decision.room), is_news=False)
+    """Say why a lease waits, and how long it probably will."""
+    lease = replace(
+        view.leases_by_id[decision.lease_id],
+        message=decision.message,
+        room=decision.room,
+        expected_start=decision.expected_start,
+    )
+    return Change(lease, is_news=False)
 
 
 def activate(decision: v.ActivateLease, view: v.FarmView) -> Change:
@@ -109,6 +115,7 @@ def finish(decision: v.FinishLease, view: v.FarmView) -> Change:
             now_ms=view.now_ms,
             message=message,
             reason=decision.reason,
+            expected_start=None,
             ended_ms=decision.at_ms,
         )
     entries = () if lease.started_ms is None else (_entry(lease, decision.at_ms),)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from cloudfarm.clock import Clock
@@ -12,6 +12,7 @@ from cloudfarm.domain.quota import tree_in_force
 from cloudfarm.errors import CloudfarmError
 from cloudfarm.ports import Hosts, RayJobs, Serving, Store
 from cloudfarm.steward.checkpoints import Checkpoints
+from cloudfarm.steward.foresight import Foresight
 from cloudfarm.steward.past import Past
 from cloudfarm.steward.view import FarmView
 
@@ -34,6 +35,7 @@ class Observer:
     """What a tenant may hold that has neither a quota nor a limit of its own."""
     gpu_reserve_percent: int
     """How much of a shared GPU's memory no slice may use."""
+    foresight: Foresight = field(default_factory=Foresight)
 
     async def look(self, epoch: int, watching_since_ms: int = 0) -> FarmView:
         """Return the farm as it is now.
@@ -81,6 +83,8 @@ class Observer:
             quotas=tree,
             asks=self.past.asks,
             past=self.past.shares(leases, tree, whole, now_ms),
+            runs=self.past.runs,
+            corrections=self.foresight.look(leases, now_ms),
             ray_jobs=ray_jobs,
             serve_apps=apps,
             saved_ms=saved_ms or {},

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloudfarm.domain.host import Host
-from cloudfarm.domain.lease import Ask, Lease, Slice
+from cloudfarm.domain.lease import Ask, ExpectedStart, Lease, Slice
 from cloudfarm.domain.quota import QuotaTree
 from cloudfarm.domain.status import EndReason, JobStatus
 from cloudfarm.domain.tenant import Tenant
@@ -24,6 +24,17 @@ class Policy:
     """How long the nodes of an ending lease are kept at most while the logs of its jobs are saved."""
     host_lost_ms: int = 60_000
     """How long a host may be silent before its lease nodes count as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How long a lease that has ended really ran."""
+
+    tenant: str
+    kind: str
+    """Of the lease."""
+    ran_ms: int
+    limit_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,10 @@ class FarmView:
     """The newest asks, open or not: from them is learned what will be asked for."""
     past: Mapping[str, float] = field(default_factory=dict)
     """By quota: decayed past use; 1 is the whole farm, always."""
+    runs: tuple[Run, ...] = ()
+    """Of the newest leases that have ended."""
+    corrections: Mapping[str, tuple[float, float, float]] | None = None
+    """Of forecasts, by how earlier ones turned out (:mod:`cloudfarm.scheduler.calibration`); None: make none now."""
     saved_ms: Mapping[str, int] = field(default_factory=dict)
     """By lease: when its work was last saved."""
     gpu_reserve_percent: int = 0
@@ -85,6 +100,8 @@ class Wait:
     message: str
     room: tuple[Slice, ...] = ()
     """Where others make room for it: to be kept with the lease, so that it gets that room and no other."""
+    expected_start: ExpectedStart | None = None
+    """What it is told of its start: what it was told before, if there is nothing new."""
 
 
 @dataclass(frozen=True, slots=True)

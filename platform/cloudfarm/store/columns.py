@@ -12,7 +12,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from cloudfarm.domain.host import Gpu
-from cloudfarm.domain.lease import Ask, Slice
+from cloudfarm.domain.lease import Ask, ExpectedStart, Slice
 from cloudfarm.domain.quantities import Shape
 from cloudfarm.store.text import storable
 
@@ -72,9 +72,9 @@ class Json(TypeDecorator[Any]):
         super().__init__()
         self.decode = decode
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002 - SQLAlchemy's
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
         """Return what is stored; ASCII only, so that no character can be refused."""
-        return _text_of(value)
+        return None if value is None else _text_of(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
         """Return the domain's value."""
@@ -125,6 +125,11 @@ def ask_of(plain: dict[str, Any]) -> Ask:
 def slices_of(plain: list[dict[str, Any]]) -> tuple[Slice, ...]:
     """Return slices from plain data."""
     return tuple(Slice(**{**each, "gpu_indices": tuple(each["gpu_indices"])}) for each in plain)
+
+
+def expected_start_of(plain: dict[str, Any]) -> ExpectedStart:
+    """Return an expected start from plain data."""
+    return ExpectedStart(**plain)
 
 
 def gpus_of(plain: list[dict[str, Any]]) -> tuple[Gpu, ...]:

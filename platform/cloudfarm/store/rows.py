@@ -24,7 +24,16 @@ from sqlalchemy.sql.elements import ColumnElement
 from cloudfarm.domain.lease import Grade, LeaseKind
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
 from cloudfarm.domain.tenant import CredentialKind, Role
-from cloudfarm.store.columns import EnumText, FrozenJson, Json, Words, ask_of, gpus_of, slices_of
+from cloudfarm.store.columns import (
+    EnumText,
+    FrozenJson,
+    Json,
+    Words,
+    ask_of,
+    expected_start_of,
+    gpus_of,
+    slices_of,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -97,6 +106,7 @@ leases = Table(
     Column("project", Words, nullable=False, server_default=""),
     Column("preempted_ms", BigInteger),
     Column("room", FrozenJson(slices_of), nullable=False, server_default="[]"),
+    Column("expected_start", Json(expected_start_of)),
     Column("segment", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
     Index(None, "created_ms", "id"),

@@ -9,6 +9,7 @@ from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.domain.workload import Job, Service
+from cloudfarm.scheduler.foreseeing import foreseeing
 from cloudfarm.scheduler.history import Memory
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules, next_look_ms
@@ -76,7 +77,9 @@ class MemoryFarm:
                 max_log_bytes=1_000_000,
             ),
             watch=self.watch,
-            admit=fair(self.rules, lambda view: view.quotas),
+            admit=foreseeing(
+                fair(self.rules, lambda view: view.quotas), self.rules, lambda view: view.quotas
+            ),
             next_look_ms=lambda view: next_look_ms(view, self.rules, view.quotas),
             policy=POLICY,
             tick_s=1.0,

@@ -257,4 +257,4 @@ def _message(job: Job, lease: Lease | None) -> str:
         return "is being stopped"
     if lease.status is LeaseStatus.ACTIVE:
         return job.message or f"lease {lease.id} is ready; the driver is being started"
-    return f"waits for lease {lease.id} ({lease.ask.shape} GPU): {lease.message or lease.status.lower()}"
+    return f"waits for lease {lease.id} ({lease.ask.shape} GPU): {lease.told or lease.status.lower()}"

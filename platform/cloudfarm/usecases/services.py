@@ -223,5 +223,5 @@ def _message(service: Service, lease: Lease | None) -> str:
     if service.target is Target.END:
         return "is being deleted"
     if service.status is ServiceStatus.PENDING and lease is not None and lease.message:
-        return f"waits for lease {lease.id}: {lease.message}"
+        return f"waits for lease {lease.id}: {lease.told}"
     return service.message
