@@ -107,6 +107,9 @@ def test_cpus_and_memory_are_looked_at_like_gpus():
     assert starts(line, hosts=hosts) == {"b1": (20, 20, 20)}
     line = [running("a1", "h0:0", 50, ran=10, cpus=4), waiting("b1", cpus=4)]
     assert starts(line, hosts=hosts) == {"b1": (0, 0, 0)}
+    line = [running("a1", "h0:0", 50, ran=10, cpus=4), waiting("b1", cpus=4, asked_ms=1)]
+    line.append(waiting("b2", "0", cpus=4, asked_ms=2))
+    assert starts(line, hosts=hosts) == {"b1": (0, 0, 0), "b2": (20, 20, 20)}
     line = [running("a1", "h0:0", 50, ran=10, cpus=4), waiting("b1", "3x0", cpus=2)]
     assert starts(line, hosts=hosts) == {"b1": (20, 20, 20)}
 
@@ -119,6 +122,8 @@ def test_only_gpus_of_the_model_count_and_only_hosts_that_are_open():
     ]
     line = [running("a1", "h1:0", 50, ran=10), waiting("b1", gpu_model="Y", asked_ms=1)]
     assert starts(line, hosts=hosts) == {"b1": (20, 20, 20)}
+    line = [running("a1", "h0:0", 50, ran=10), waiting("b1", asked_ms=1)]
+    assert starts(line, hosts=[hosts[0], hosts[2]]) == {"b1": (20, 20, 20)}
     assert starts([waiting("b1", gpu_model="Z"), waiting("b2", "2x1")], hosts=hosts[:1]) == {}
     assert starts([waiting("b1")], hosts=[]) == {}
 
@@ -138,6 +143,14 @@ def test_once_room_is_made_it_is_there_by_the_deadline():
     lease = replace(waiting("a1"), room=gone.slices)
     assert starts([gone, lease], quota("a", 1)) == {"a1": (1, 1, 1)}
     assert bases([gone, lease], quota("a", 1)) == {"a1": DUE}
+
+
+def test_who_gets_room_made_waits_for_that_room_and_no_other():
+    hosts = [make_host("h0", 1), make_host("h1", 1)]
+    gone = running("b1", "h0:0", 240, ran=30, preempted_ms=NOW + 5 * MINUTE)
+    other = running("b2", "h1:0", 2, ran=58)
+    lease = replace(waiting("a1"), room=gone.slices)
+    assert starts([gone, other, lease], quota("a", 1), hosts=hosts) == {"a1": (5, 5, 5)}
 
 
 def test_a_limit_holds_back_until_enough_of_its_own_is_over():

@@ -21,6 +21,8 @@ START = ExpectedStart("x", NOW + MINUTE, NOW + 2 * MINUTE, NOW + 4 * MINUTE)
 def test_a_guess_is_told_as_it_is_until_something_is_known():
     told = corrected(Guess("x", 61_500, 90_000, 150_001, 10**9), NONE, NOW)
     assert told == ExpectedStart("x", NOW + 61_000, NOW + 90_000, NOW + 151_000)
+    told = corrected(Guess("x", 0, 0, 0, 10**9), NONE, NOW + 500)
+    assert told == ExpectedStart("x", NOW + 500, NOW + 500, NOW + 1000)  # not in the past
 
 
 def test_a_correction_is_a_factor_on_the_time_to_go_and_a_minute():

@@ -232,7 +232,7 @@ class _Search:
             host = by_host.argmin(axis=1)
             starts = by_host[self._every, host]
             columns = np.argsort(self._grid[self._every, host], axis=-1, kind="stable")[:, :wanted]
-        self.start = np.maximum(self.start, starts)
+        self.start = starts  # no slice finds room sooner than the one before it
         if self.ask.shape.count > 1:
             self._mark(host, columns)
         return host, columns
