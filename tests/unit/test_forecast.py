@@ -14,7 +14,7 @@ from cloudfarm.scheduler.forecast import BORROWS, HELD_BACK, PROMISED, forecast,
 from cloudfarm.scheduler.foreseeing import foreseeing, is_news
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.space import Space
-from cloudfarm.steward.view import Expect, FarmView, Grant, Preempt, Run
+from cloudfarm.steward.view import FarmView, Grant, Preempt, Run, Wait
 from cloudfarm.testing.fake_farm import make_host
 from tests.scheduling import HOUR, MINUTE, NOW, RULES, quota, running, tree, view, waiting
 
@@ -306,11 +306,13 @@ def test_forecasts_are_of_the_farm_as_it_will_be_after_the_decisions():
     line = [running("b1", "h0:0", 240, ran=30), waiting("b2", asked_ms=1), waiting("a1", asked_ms=2)]
     line.append(waiting("a2", asked_ms=3))
     with_forecasts, without = told(view(hosts, *line), quota("a", 2))
-    assert with_forecasts[: len(without)] == without
+    assert [
+        replace(each, expected_start=None) if isinstance(each, Wait) else each for each in with_forecasts
+    ] == [*without]
     kinds = {type(each) for each in without}
     assert {Grant, Preempt} <= kinds
     started = {each.lease_id for each in without if isinstance(each, Grant)}
-    expected = {each.lease_id: each.start for each in with_forecasts if isinstance(each, Expect)}
+    expected = {each.lease_id: each.expected_start for each in with_forecasts if isinstance(each, Wait)}
     assert expected.keys() == {"a1", "a2", "b2"} - started
     due = next(each.for_lease_id for each in without if isinstance(each, Preempt))
     assert (expected[due].basis, expected[due].expected_ms) == (DUE, NOW + MINUTE)
@@ -319,12 +321,16 @@ def test_forecasts_are_of_the_farm_as_it_will_be_after_the_decisions():
 def test_what_was_told_is_told_again_only_if_it_is_news():
     line = [running("a1", "h0:0", 50, ran=10), waiting("b1")]
     decisions, _ = told(view(ONE, *line))
-    (start,) = (each.start for each in decisions if isinstance(each, Expect))
-    again, _ = told(view(ONE, line[0], replace(line[1], expected_start=start)))
-    assert not any(isinstance(each, Expect) for each in again)
-    impossible = replace(waiting("b1", "2"), expected_start=start)
-    gone, _ = told(view(ONE, line[0], impossible))
-    assert Expect("b1", None) in gone
+    (wait,) = (each for each in decisions if isinstance(each, Wait))
+    known = replace(line[1], message=wait.message, expected_start=wait.expected_start)
+    assert told(view(ONE, line[0], known)) == ((), ())
+    other = replace(known, message="something else")
+    assert told(view(ONE, line[0], other)) == ((wait,), (wait,))  # a new message leaves what is expected
+    late = replace(known, expected_start=replace(wait.expected_start, latest_ms=NOW - 1))
+    assert told(view(ONE, line[0], late)) == ((wait,), ())  # and what is expected leaves the message
+    impossible = replace(waiting("b1", "2"), expected_start=wait.expected_start)
+    (gone,), _ = told(view(ONE, line[0], impossible))
+    assert (gone.lease_id, gone.expected_start) == ("b1", None)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """An admission that also tells those who wait when they will probably start."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
-from cloudfarm.domain.lease import ExpectedStart
+from cloudfarm.domain.lease import ExpectedStart, Lease
 from cloudfarm.domain.quota import QuotaTree
 from cloudfarm.domain.status import LeaseStatus
+from cloudfarm.scheduler.calibration import Corrections
 from cloudfarm.scheduler.forecast import forecast
 from cloudfarm.scheduler.rules import Rules, waits
-from cloudfarm.steward.view import Decisions, Expect, FarmView, Grant, Preempt, Wait
+from cloudfarm.steward.view import Decisions, FarmView, Grant, Preempt, Wait
 
 LEAST_NEWS_MS = 60_000
 LEAST_NEWS = 0.1
@@ -24,7 +25,15 @@ def foreseeing(
         decisions = admit(view)
         if view.corrections is None:
             return decisions
-        return (*decisions, *_expectations(_after(view, decisions), rules, tree(view)))
+        news = _news(_after(view, decisions), rules, tree(view), view.corrections)
+        told = [
+            replace(each, expected_start=news.pop(each.lease_id)[1])
+            if isinstance(each, Wait) and each.lease_id in news
+            else each
+            for each in decisions
+        ]
+        others = (Wait(lease.id, lease.message, lease.room, start) for lease, start in news.values())
+        return (*told, *others)
 
     return both
 
@@ -44,12 +53,16 @@ def _after(view: FarmView, decisions: Decisions) -> FarmView:
     return replace(view, leases=tuple(leases.values()))
 
 
-def _expectations(view: FarmView, rules: Rules, tree: QuotaTree) -> Iterator[Expect]:
-    found = forecast(view, rules, tree, view.corrections or {})
-    for lease in view.leases:
-        new = found.get(lease.id)
-        if waits(lease) and is_news(lease.expected_start, new, view.now_ms):
-            yield Expect(lease.id, new)
+def _news(
+    view: FarmView, rules: Rules, tree: QuotaTree, corrections: Corrections
+) -> dict[str, tuple[Lease, ExpectedStart | None]]:
+    """Return by id the waiting leases that are to be told something new, and what."""
+    found = forecast(view, rules, tree, corrections)
+    return {
+        lease.id: (lease, found.get(lease.id))
+        for lease in view.leases
+        if waits(lease) and is_news(lease.expected_start, found.get(lease.id), view.now_ms)
+    }
 
 
 def is_news(old: ExpectedStart | None, new: ExpectedStart | None, now_ms: int) -> bool:

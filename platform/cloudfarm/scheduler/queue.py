@@ -268,7 +268,7 @@ class _Pass:
 
     def _tell(self, lease: Lease, message: str, room: tuple[Slice, ...] = ()) -> None:
         if (message, room) != (lease.message, lease.room):
-            self.decisions.append(Wait(lease.id, message, room))
+            self.decisions.append(Wait(lease.id, message, room, lease.expected_start))
 
 
 def _what(ask: Ask) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from cloudfarm.domain.tenant import Tenant
 from cloudfarm.scheduler.history import Memory, PastUse, Use
 from cloudfarm.simulate.engine import Alarm, Engine, Phase
 from cloudfarm.steward.foresight import Foresight
-from cloudfarm.steward.view import Decisions, Expect, FarmView, Grant, Preempt, Run, Wait
+from cloudfarm.steward.view import Decisions, FarmView, Grant, Preempt, Run, Wait
 
 RUNS = 1000
 """How many leases that have ended are looked back at, as in the live farm."""
@@ -137,10 +137,12 @@ class World:
                 self._preempt(decision)
             elif isinstance(decision, Wait):
                 lease = self.leases[decision.lease_id]
-                self.leases[lease.id] = replace(lease, message=decision.message, room=decision.room)
-            elif isinstance(decision, Expect):
-                lease = self.leases[decision.lease_id]
-                self.leases[lease.id] = replace(lease, expected_start=decision.start)
+                self.leases[lease.id] = replace(
+                    lease,
+                    message=decision.message,
+                    room=decision.room,
+                    expected_start=decision.expected_start,
+                )
         self.watch(self)
         return decisions
 

@@ -10,7 +10,7 @@ from cloudfarm.domain.status import Transition
 from cloudfarm.errors import CloudfarmError, FencedError, StaleError, UnavailableError
 from cloudfarm.ports import Artifacts, Hosts, RayJobs, Serving, Store
 from cloudfarm.steward import view as v
-from cloudfarm.steward.changes import CHANGES, Change, Stored
+from cloudfarm.steward.changes import CHANGES, Change
 from cloudfarm.steward.lease_orders import LeaseOrders
 from cloudfarm.steward.orders import Handler
 from cloudfarm.steward.workload_orders import WorkloadOrders
@@ -57,7 +57,7 @@ class Actor:
             FencedError: as soon as a newer steward is found to have taken over.
         """
         for decision in decisions:
-            if not isinstance(decision, Stored) and (key := _key(decision)) not in self._under_way:
+            if type(decision) not in CHANGES and (key := _key(decision)) not in self._under_way:
                 self._under_way[key] = asyncio.create_task(self._one(decision, view, epoch))
         changed = await self._store(decisions, view, epoch)
         if self._under_way:
@@ -87,22 +87,17 @@ class Actor:
     async def _store(self, decisions: v.Decisions, view: v.FarmView, epoch: int) -> int:
         """Store what is to be stored and nothing else; return how many of it are news.
 
-        News first. What is said about a lease after news of it is left for the next step, which sees them.
+        News first. Of two decisions about one lease the second is left for the next step, which sees the first.
         """
         changes: dict[str, Change] = {}
         for decision in decisions:
-            if not isinstance(decision, Stored):
-                continue
-            before = changes.get(decision.lease_id)
-            lease = view.leases_by_id[decision.lease_id] if before is None else before.step
-            if isinstance(lease, Transition) or (before is not None and before.is_news):
-                continue
-            try:
-                change = CHANGES[type(decision)](decision, lease, view)
-            except CloudfarmError as error:
-                log.warning("%s failed, to be tried again: %s", decision, error)
-            else:
-                changes[decision.lease_id] = change
+            if type(decision) in CHANGES:
+                try:
+                    change = CHANGES[type(decision)](decision, view)
+                except CloudfarmError as error:
+                    log.warning("%s failed, to be tried again: %s", decision, error)
+                else:
+                    changes.setdefault(change.lease_id, change)
         ordered = sorted(changes.values(), key=lambda change: not change.is_news)
         return sum(
             [

@@ -14,9 +14,6 @@ from cloudfarm.domain.status import EndReason, LeaseStatus, Target, Transition, 
 from cloudfarm.steward import view as v
 from cloudfarm.steward.placing import weakest, with_gpu_memory
 
-Stored = v.Grant | v.Wait | v.Expect | v.ActivateLease | v.EndLease | v.FinishLease | v.ReleaseLease
-"""The decisions that change a lease in the store and need nothing else."""
-
 MIN_LEFT_MS = 60_000
 """A preempted lease gets at least so much time again, however little of it was left."""
 
@@ -37,14 +34,14 @@ class Change:
         return self.step.event.subject if isinstance(self.step, Transition) else self.step.id
 
 
-def grant(decision: v.Grant, lease: Lease, view: v.FarmView) -> Change:
+def grant(decision: v.Grant, view: v.FarmView) -> Change:
     """Let a lease hold its slices from now on, each with what it may use of its GPU's memory."""
     slices = tuple(
         with_gpu_memory(piece, view.hosts_by_id[piece.host], view.gpu_reserve_percent)
         for piece in decision.slices
     )
     step = transition(
-        lease,
+        view.leases_by_id[decision.lease_id],
         LeaseStatus.STARTING,
         now_ms=view.now_ms,
         slices=slices,
@@ -57,18 +54,20 @@ def grant(decision: v.Grant, lease: Lease, view: v.FarmView) -> Change:
     return Change(step)
 
 
-def wait(decision: v.Wait, lease: Lease, _view: v.FarmView) -> Change:
-    """Say why a lease waits."""
-    return Change(replace(lease, message=decision.message, room=decision.room), is_news=False)
+def wait(decision: v.Wait, view: v.FarmView) -> Change:
+    """Say why a lease waits, and how long it probably will."""
+    lease = replace(
+        view.leases_by_id[decision.lease_id],
+        message=decision.message,
+        room=decision.room,
+        expected_start=decision.expected_start,
+    )
+    return Change(lease, is_news=False)
 
 
-def expect(decision: v.Expect, lease: Lease, _view: v.FarmView) -> Change:
-    """Say when a lease will probably start."""
-    return Change(replace(lease, expected_start=decision.start), is_news=False)
-
-
-def activate(decision: v.ActivateLease, lease: Lease, view: v.FarmView) -> Change:
+def activate(decision: v.ActivateLease, view: v.FarmView) -> Change:
     """Begin to meter a lease."""
+    lease = view.leases_by_id[decision.lease_id]
     slices = tuple(
         replace(piece, node_id=decision.node_ids[piece.index][0], isolation=decision.node_ids[piece.index][1])
         for piece in lease.slices
@@ -86,8 +85,9 @@ def activate(decision: v.ActivateLease, lease: Lease, view: v.FarmView) -> Chang
     return Change(step)
 
 
-def end(decision: v.EndLease, lease: Lease, view: v.FarmView) -> Change:
+def end(decision: v.EndLease, view: v.FarmView) -> Change:
     """Begin to end a lease; a preempted one keeps its target, to wait anew."""
+    lease = view.leases_by_id[decision.lease_id]
     step = transition(
         lease,
         LeaseStatus.ENDING,
@@ -100,8 +100,9 @@ def end(decision: v.EndLease, lease: Lease, view: v.FarmView) -> Change:
     return Change(step)
 
 
-def finish(decision: v.FinishLease, lease: Lease, view: v.FarmView) -> Change:
+def finish(decision: v.FinishLease, view: v.FarmView) -> Change:
     """Close a lease, or let a preempted one wait anew, and charge it."""
+    lease = view.leases_by_id[decision.lease_id]
     message = lease.message if lease.status is LeaseStatus.ENDING else "given up while it waited"
     preempted = decision.reason is EndReason.PREEMPTED and lease.started_ms is not None
     saved_ms = max(lease.started_ms or 0, min(decision.at_ms, view.saved_ms.get(lease.id, 0)))
@@ -123,21 +124,20 @@ def finish(decision: v.FinishLease, lease: Lease, view: v.FarmView) -> Change:
     return Change(step, entries)
 
 
-def release(decision: v.ReleaseLease, lease: Lease, _view: v.FarmView) -> Change:
+def release(decision: v.ReleaseLease, view: v.FarmView) -> Change:
     """Set a lease's target."""
-    return Change(replace(lease, target=Target.END, reason=decision.reason))
+    return Change(replace(view.leases_by_id[decision.lease_id], target=Target.END, reason=decision.reason))
 
 
-CHANGES: Mapping[type, Callable[[Any, Lease, v.FarmView], Change]] = {
+CHANGES: Mapping[type, Callable[[Any, v.FarmView], Change]] = {
     v.Grant: grant,
     v.Wait: wait,
-    v.Expect: expect,
     v.ActivateLease: activate,
     v.EndLease: end,
     v.FinishLease: finish,
     v.ReleaseLease: release,
 }
-"""By kind of decision."""
+"""By kind of decision; those that are not here need more than the store."""
 
 
 def _wait_anew(lease: Lease, now_ms: int, saved_ms: int) -> Transition:

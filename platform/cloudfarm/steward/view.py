@@ -100,14 +100,8 @@ class Wait:
     message: str
     room: tuple[Slice, ...] = ()
     """Where others make room for it: to be kept with the lease, so that it gets that room and no other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """Tell a waiting lease when it will probably start; None if that cannot be foreseen any more."""
-
-    lease_id: str
-    start: ExpectedStart | None
+    expected_start: ExpectedStart | None = None
+    """What it is told of its start: what it was told before, if there is nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +234,6 @@ class DeployServices:
 Decision = (
     Grant
     | Wait
-    | Expect
     | StartNode
     | ActivateLease
     | NoticeLease
