@@ -115,7 +115,7 @@ class Defrag:
         allocator = packer.at(state)
         pool = Pool(*allocator.free_gpu.shape)
         for each in self.movable.values():
-            placements = _placements(each, future, state)
+            placements = _placements(each, future, state, at_ms + longest_ms)
             loss = lost_work(each, at_ms, self.saved_ms) + each.milli_gpus * RESTART_MS
             if placements and loss < gain:
                 pool.add(Movable(each.id, placements, loss, each.ask.distinct_gpus))
@@ -134,13 +134,20 @@ class Defrag:
         self.movable.pop(lease.id, None)
 
 
-def _placements(lease: Lease, future: Future, state: State) -> tuple[Placement, ...]:
-    """Return where a lease lies; nothing if it is on a host that is closed, or whose room is booked beyond it."""
+def _placements(lease: Lease, future: Future, state: State, until_ms: int) -> tuple[Placement, ...]:
+    """Return where a lease lies; nothing if it is on a host that is closed, or whose room is booked beyond it.
+
+    The state is the least that is free until a moment. Where bookings take that much only after the lease's own end,
+    its going makes no room for longer than that.
+    """
     space, request = future.space, request_of(lease.ask)
+    later = future.free(max(future.now_ms, end_of(lease, future.now_ms)), until_ms)
+    gone = state.copy()
+    space.give(gone, lease.slices)
     placed: list[Placement] = []
     for piece in lease.slices:
         row = space.rows.get(piece.host)
-        if row is None or not space.is_open(row) or (state[row] < 0).any():
+        if row is None or not space.is_open(row) or (state[row] < 0).any() or (later[row] < gone[row]).any():
             return ()
         placed.append(Placement(row, tuple(space.columns[row][gpu] for gpu in piece.gpu_indices), request))
     return tuple(placed)
