@@ -73,6 +73,12 @@ class LeaseRepository(Protocol):
     ) -> Sequence[Lease]:
         """Return leases oldest first (with ``limit``: the newest so many, oldest first)."""
 
+    async def list_open(self, known: Mapping[str, Lease]) -> Sequence[Lease]:
+        """As ``list(open_only=True)``; of leases in ``known`` (by id) only those are read that have changed since.
+
+        Whether one has changed its ``version`` tells, which every stored change counts up.
+        """
+
     async def update(self, lease: Lease) -> None:
         """Store changed fields other than ``status``, if ``version`` is still the stored one, and count it up.
 

@@ -1,4 +1,4 @@
-"""Many changes in one statement are as one by one, on every store."""
+"""Many changes in one statement are as one by one, and reading only what has changed is as reading all."""
 
 import asyncio
 from dataclasses import replace
@@ -9,7 +9,7 @@ from cloudfarm.domain.lease import Slice
 from cloudfarm.domain.status import LeaseStatus, transition
 from cloudfarm.errors import TransitionError
 from cloudfarm.store import records
-from cloudfarm.testing.factories import add, keep, look, make_lease
+from cloudfarm.testing.factories import add, ids, keep, look, make_lease
 
 SLICES = (Slice("l1", 0, "h", (1,), 500, 4, 2**30),)
 
@@ -96,6 +96,38 @@ class TestUpdateAll:
         assert await late == {"l0", "l1"}
         messages = [lease.message for lease in await look(store, lambda reader: reader.leases.list())]
         assert messages == ["first", "first", "late", "late", "late"]
+
+
+class TestListOpen:
+    async def test_is_as_the_whole_list_whatever_is_known(self, store, other, leases):
+        known = {lease.id: lease for lease in await look(store, lambda uow: uow.leases.list_open({}))}
+        assert list(known.values()) == leases
+
+        async def change(uow):
+            await uow.apply(started(leases[1]))
+            await uow.apply(transition(leases[2], LeaseStatus.ENDED, now_ms=30, ended_ms=30))
+            await uow.leases.add(make_lease("l9", created_ms=1))
+
+        await keep(other, change)
+        found = await look(store, lambda uow: uow.leases.list_open(known))
+        assert ids(found) == ["l9", "l0", "l1", "l3", "l4"]
+        assert list(found) == list(await look(store, lambda uow: uow.leases.list(open_only=True)))
+        await keep(other, lambda uow: uow.leases.update(replace(found[2], message="again")))
+        assert [
+            lease.message
+            for lease in await look(
+                store, lambda uow: uow.leases.list_open({lease.id: lease for lease in found})
+            )
+        ][2] == "again"
+
+    async def test_sees_its_own_changes(self, store, leases):
+        async with store.begin() as uow:
+            await uow.leases.update(replace(leases[3], message="new"))
+            found = await uow.leases.list_open({lease.id: lease for lease in leases})
+            assert [lease.message for lease in found][2:] == [leases[2].message, "new", leases[4].message]
+
+    async def test_none(self, store):
+        assert list(await look(store, lambda uow: uow.leases.list_open({}))) == []
 
 
 class TestAppendAll:

@@ -5,7 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cloudfarm.domain.lease import Ask, Lease
-from cloudfarm.domain.quota import EVERYTHING, NOTHING, UNLIMITED, Amounts, Quota, QuotaTree, quota_of
+from cloudfarm.domain.quota import (
+    EVERYTHING,
+    NOTHING,
+    UNLIMITED,
+    Amounts,
+    Quota,
+    QuotaTree,
+    fit_together,
+    quota_of,
+)
 
 
 def amounts_of(ask: Ask) -> Amounts:
@@ -108,11 +117,12 @@ class Standing:
             if quota.limit == EVERYTHING:
                 continue
             account = self.accounts[quota.id]
-            present = account.held + amounts
-            now = present if from_ms is not None else present + account.leaving
-            if not now.within(quota.limit):
+            leaving = account.leaving if from_ms is None else NOTHING
+            if not fit_together(quota.limit, account.held, amounts, leaving):
                 return quota
-            if until_ms > account.booked_from_ms and not (present + account.booked).within(quota.limit):
+            if until_ms > account.booked_from_ms and not fit_together(
+                quota.limit, account.held, amounts, account.booked
+            ):
                 return quota
         return None
 
@@ -123,7 +133,7 @@ class Standing:
             if quota.committed_milli_gpu_ms >= UNLIMITED:
                 continue
             account = self.accounts[quota.id]
-            if (account.held + amounts).within(quota.guarantee):
+            if fit_together(quota.guarantee, account.held, amounts):
                 continue
             if account.committed + commitment_of(lease, self.now_ms) > quota.committed_milli_gpu_ms:
                 return quota
@@ -132,7 +142,7 @@ class Standing:
     def is_promised(self, quota: Quota, amounts: Amounts) -> bool:
         """Whether a quota may take so much more without borrowing, with what is due to it already."""
         account = self.accounts[quota.id]
-        return (account.held + account.due + amounts).within(quota.guarantee)
+        return fit_together(quota.guarantee, account.held, account.due, amounts)
 
     def has_claim(self, lease: Lease) -> bool:
         """Whether a lease is within the guarantee of any of its quotas, so that others may have to make room."""

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.quota import tree_in_force
 from cloudfarm.errors import CloudfarmError
@@ -36,6 +37,8 @@ class Observer:
     gpu_reserve_percent: int
     """How much of a shared GPU's memory no slice may use."""
     foresight: Foresight = field(default_factory=Foresight)
+    _known: dict[int, Mapping[str, Lease]] = field(default_factory=dict)
+    """By epoch: the open leases as last read. A database that is put back from a backup fences this epoch."""
 
     async def look(self, epoch: int, watching_since_ms: int = 0) -> FarmView:
         """Return the farm as it is now.
@@ -53,10 +56,12 @@ class Observer:
             tenants = {tenant.id: tenant for tenant in await uow.tenants.list()}
             quotas = await uow.quotas.list()
             await self.past.read(uow, self.clock.now_ms())
-            leases = tuple(await uow.leases.list(open_only=True))
+            leases = tuple(await uow.leases.list_open(self._known.get(epoch, {})))
             jobs = tuple(await uow.jobs.list(open_only=True))
             services = tuple(await uow.services.list(open_only=True))
             models = {service.model_id: await uow.models.get(service.model_id) for service in services}
+        self._known.clear()
+        self._known[epoch] = {lease.id: lease for lease in leases}
         hosts, ray_jobs, apps, saved_ms = await asyncio.gather(
             self.hosts.observe(),
             _unless_down(self.ray_jobs.list(), "Ray's jobs")

@@ -1,7 +1,7 @@
 """Column types that turn the domain's values into text and whole numbers, and back."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -18,7 +18,7 @@ from cloudfarm.store.text import storable
 
 E = TypeVar("E", bound=StrEnum)
 KEPT = 4096
-"""Values of :class:`FrozenJson` that are kept, of all such columns together."""
+"""Values of each column of :class:`FrozenJson` that are kept."""
 
 
 class Words(TypeDecorator[str]):
@@ -37,7 +37,10 @@ class Words(TypeDecorator[str]):
 
 
 class EnumText(TypeDecorator[E]):
-    """A text enum by its value: a database enum type would need a migration for each new member."""
+    """A text enum by its value: a database enum type would need a migration for each new member.
+
+    Members are looked up in a dictionary: five of them are in every row of a lease.
+    """
 
     impl = Text
     cache_ok = True
@@ -45,14 +48,18 @@ class EnumText(TypeDecorator[E]):
     def __init__(self, kind: type[E]) -> None:
         super().__init__()
         self.kind = kind
+        self._members: Mapping[str | None, E | None] = {
+            None: None,
+            **{member.value: member for member in kind},
+        }
 
     def process_bind_param(self, value: E | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
         """Return what is stored."""
         return None if value is None else self.kind(value).value
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> E | None:  # noqa: ARG002 - SQLAlchemy's
-        """Return the member."""
-        return None if value is None else self.kind(value)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], E | None]:  # noqa: ARG002
+        """Return what makes a member of a stored text."""
+        return self._members.__getitem__
 
 
 class Json(TypeDecorator[Any]):
@@ -86,27 +93,22 @@ class FrozenJson(Json):
 
     cache_ok = True
 
+    def __init__(self, decode: Callable[[Any], Any]) -> None:
+        super().__init__(decode)
+        self._text_of = lru_cache(KEPT)(_text_of)
+        self._value_of = lru_cache(KEPT)(lambda text: None if text is None else decode(json.loads(text)))
+
     def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002 - SQLAlchemy's
         """Return what is stored."""
-        return _kept_text_of(value)
+        return self._text_of(value)
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
-        """Return the domain's value; the same one for the same text."""
-        return None if value is None else _kept_value_of(self.decode, value)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
+        """Return what makes a value of a stored text: of the same text the same value."""
+        return self._value_of
 
 
 def _text_of(value: Any) -> str:
     return json.dumps(value, default=_plain, separators=(",", ":"))
-
-
-@lru_cache(KEPT)
-def _kept_text_of(value: Hashable) -> str:
-    return _text_of(value)
-
-
-@lru_cache(KEPT)
-def _kept_value_of(decode: Callable[[Any], Any], text: str) -> Any:
-    return decode(json.loads(text))
 
 
 def _plain(value: Any) -> Any:

@@ -87,6 +87,13 @@ class Records(Generic[R]):
         names = [column.name for column in self._fields]
         return [self._make(**dict(zip(names, row, strict=True))) for row in rows]
 
+    async def get_all(self, ids: Sequence[str]) -> Sequence[R]:
+        """Return the records of some ids that there are, in any order."""
+        found: list[R] = []
+        for first in range(0, len(ids), AT_ONCE):
+            found += await self.list(self.table.c.id.in_(ids[first : first + AT_ONCE]))
+        return found
+
     async def oldest_first(self, *where: ColumnElement[bool], limit: int | None = None) -> Sequence[R]:
         """Return records by age; with ``limit`` the newest so many."""
         age = (self.table.c.created_ms, self.table.c.id)

@@ -221,6 +221,10 @@ class Leases(Records[Lease]):
             lambda row: tenant in (None, row.tenant) and not (open_only and row.status.is_terminal), limit
         )
 
+    async def list_open(self, known: Mapping[str, Lease]) -> Sequence[Lease]:
+        """Return those that are open; nothing is won by knowing some."""
+        return await self.list(open_only=True)
+
     async def update(self, lease: Lease) -> None:
         """Store changed fields."""
         self.put(lease, step=False)

@@ -1,6 +1,8 @@
 """Leases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import select
 
 from cloudfarm.domain.lease import Lease
 from cloudfarm.store import rows
@@ -34,6 +36,18 @@ class SqlLeases:
         if open_only:
             where.append(rows.OPEN_LEASES)
         return await self.records.oldest_first(*where, limit=limit)
+
+    async def list_open(self, known: Mapping[str, Lease]) -> Sequence[Lease]:
+        """Return open leases oldest first, of those in ``known`` only what has changed read anew."""
+        table = rows.leases
+        query = select(table.c.id, table.c.version).where(rows.OPEN_LEASES)
+        found = await self.records.transaction.read(query.order_by(table.c.created_ms, table.c.id))
+        versions = [tuple(row) for row in found]
+        news = [key for key, version in versions if key not in known or known[key].version != version]
+        if 2 * len(news) > len(versions):
+            return await self.list(open_only=True)
+        fresh = {lease.id: lease for lease in await self.records.get_all(news)}
+        return [fresh.get(key) or known[key] for key, _ in versions]
 
     async def update(self, lease: Lease) -> None:
         """Store changed fields other than ``status``, guarded by the version."""
