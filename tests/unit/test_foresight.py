@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from cloudfarm.domain.lease import ExpectedStart, LeaseKind
-from cloudfarm.domain.status import LeaseStatus
+from cloudfarm.domain.status import EndReason, LeaseStatus
 from cloudfarm.scheduler.calibration import MISSED, NONE, STEP, Guess, corrected, learned
 from cloudfarm.steward.foresight import EVERY_MS, SOONEST_MS, Foresight
+from cloudfarm.steward.past import _runs
 from cloudfarm.steward.view import Run
 from cloudfarm.testing.factories import make_lease
 from cloudfarm.testing.farm import MemoryFarm
@@ -159,3 +160,15 @@ async def test_it_is_learned_from_leases_that_have_ended_in_their_own_time():
     farm.clock.advance(60_000)
     view = await farm.steward.observer.look(farm.steward.epoch)
     assert view.runs == (Run("a", LeaseKind.MANUAL, 3_600_000, 7_200_000),)
+
+
+@pytest.mark.parametrize("reason", EndReason)
+def test_how_a_lease_ended_says_whether_it_is_learned_from(reason):
+    (lease,) = seen("l1", reason=reason, started_ms=10, ended_ms=70, status=LeaseStatus.ENDED)
+    of_its_own = reason in (
+        EndReason.RELEASED,
+        EndReason.EXPIRED,
+        EndReason.JOB_FINISHED,
+        EndReason.SERVICE_DELETED,
+    )
+    assert list(_runs([lease])) == [Run("kaist", LeaseKind.MANUAL, 60, 3_600_000)] * of_its_own
