@@ -135,12 +135,15 @@ class Defrag:
 
 
 def _placements(lease: Lease, future: Future, state: State) -> tuple[Placement, ...]:
-    """Return where a lease lies; nothing if it is on a host that is closed, or whose room is booked beyond it."""
+    """Return where a lease lies; nothing if more is held or booked there than the host offers.
+
+    So nothing moves off a closed host, which offers nothing, nor out of room that somebody else has from later on.
+    """
     space, request = future.space, request_of(lease.ask)
     placed: list[Placement] = []
     for piece in lease.slices:
         row = space.rows.get(piece.host)
-        if row is None or not space.is_open(row) or (state[row] < 0).any():
+        if row is None or (state[row] < 0).any():
             return ()
         placed.append(Placement(row, tuple(space.columns[row][gpu] for gpu in piece.gpu_indices), request))
     return tuple(placed)
