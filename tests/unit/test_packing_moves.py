@@ -58,10 +58,10 @@ def test_golden_work_without_gpus_is_moved_off_the_gpus():
 
 
 def test_golden_a_lease_moves_to_another_gpu_of_its_own_node():
-    # All CPUs are taken: a goes from one GPU to the other on the CPUs that it has there already.
-    allocator = farm((3, 2))
+    # All CPUs are taken: a goes from one GPU to the other on the CPU that it has there already.
+    allocator = farm((2, 2))
     pool = held(allocator, (0, (0,), share(300)), (0, (1,), share(300)))
-    plan = make_room(allocator, Stuck(whole(1)), pool, most=1)
+    plan = make_room(allocator, Stuck(whole(1, cpus=0)), pool, most=1)
     assert moved(plan) == {"a": [(0, (1,))]}
     assert allocator.free_beside[0].tolist() == [0]
 
@@ -88,6 +88,13 @@ def test_slices_stay_off_one_anothers_gpus_where_that_is_asked_for():
         assert (plan is None) == distinct
 
 
+def test_a_gpu_with_room_for_two_slices_counts_once_where_they_stay_apart():
+    # Two of 450 with 4 CPUs: one beside nothing, one where a is, which goes to the node of few CPUs.
+    allocator = farm((8, 1), (8, 1), (2, 1))
+    pool = held(allocator, (1, (0,), share(600)))
+    assert moved(make_room(allocator, Stuck(share(450, cpus=4), 2), pool, most=1)) == {"a": [(2, (0,))]}
+
+
 def test_who_has_nowhere_to_go_stays():
     allocator = farm((8, 1), (8, 1))
     pool = held(allocator, (0, (0,), share(600)), (1, (0,), share(500)))
@@ -102,6 +109,22 @@ def test_the_next_set_is_tried_when_the_cheapest_has_nowhere_to_go():
     pool = held(allocator, (0, (0,), share(700)), (1, (0,), share(300)), losses=[1, 5])
     allocator.take(Placement(1, (0,), share(100)))
     assert moved(make_room(allocator, Stuck(share(900)), pool, most=1)) == {"b": [(0, (0,))]}
+
+
+def test_when_the_cheapest_pair_has_room_for_one_only_the_next_is_tried():
+    # a and b could each go to the last node, not both; c and d, which cost more, go where a and b are.
+    allocator = farm((8, 2), (2, 2), (8, 1))
+    pairs = [(0, (0,), share(300)), (0, (1,), share(300)), (1, (0,), share(200)), (1, (1,), share(200))]
+    pool = held(allocator, *pairs, losses=[1, 1, 2, 2])
+    allocator.take(Placement(2, (0,), share(550)))
+    assert moved(make_room(allocator, Stuck(whole(2)), pool, most=2)).keys() == {"c", "d"}
+
+
+def test_room_on_another_model_is_for_those_who_move():
+    allocator = Allocator([Node(8000, 1 << 20, (model,)) for model in "AB"])
+    pool = held(allocator, (0, (0,), share(300)))
+    wanted = Request(1000, 1, 1, 1000, frozenset("A"))
+    assert moved(make_room(allocator, Stuck(wanted), pool, most=1)) == {"a": [(1, (0,))]}
 
 
 def test_only_the_wanted_model_is_cleared():
@@ -124,6 +147,8 @@ def test_what_was_removed_from_the_pool_is_not_moved():
     pool = held(allocator, (0, (0,), share(500)), (1, (0,), share(500)), losses=[1, 2])
     pool.remove(pool.on[0]["a"][0])
     assert moved(make_room(allocator, Stuck(whole(1)), pool, most=1)).keys() == {"b"}
+    pool.remove(pool.on[1]["b"][0])
+    assert not pool.takes.any()
 
 
 shapes = st.sampled_from([share(milli) for milli in (160, 320, 470, 810)] + [whole(1), whole(2)])

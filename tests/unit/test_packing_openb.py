@@ -229,6 +229,8 @@ def test_golden_two_halves_make_room_for_a_whole():
     assert (plain.failed, plain.moved) == (1, 0)
     result, mover = replay_with_moves(TWO, listed, 0.5)
     assert (result.failed, result.moved, mover.moved) == (0, 1, {0})
+    may_move = {id_ for on in mover.policy._pool.on.values() for id_ in on}
+    assert may_move == {"1", "2"}  # the first has been moved
 
 
 def test_no_more_are_moved_than_the_share_of_those_placed():
@@ -254,7 +256,7 @@ def test_with_moves_nothing_is_over_committed_and_the_budget_is_kept(listed, ran
 def test_a_policy_that_moves_too_much_is_found_out():
     listed = [(3000, 1, 1, 500, "", "a"), (3000, 1, 1, 500, "", "b"), *[(1000, 1, 1, 1000, "", "c")] * 2]
     cheats = [
-        Rescue((0, [0]), {0: (1, [0]), 1: (0, [0])}),  # more than it may
+        Rescue((0, [0]), {0: (1, [0]), 1: (1, [0])}),  # more than it may
         Rescue((0, [0]), {0: (0, [0])}),  # to where it lies, in the way
         Rescue((0, [0]), {}),  # nobody at all
     ]

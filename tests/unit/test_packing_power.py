@@ -48,7 +48,7 @@ def farm(weight):
 def test_golden_a_node_that_is_awake_is_preferred_within_the_weight():
     # On the last node a CPU is taken. Waking the first takes 29 W more.
     request = Request(1000, 1, 1, 1000)
-    for weight, node in ((0.0, 0), (1.0, 2)):
+    for weight, node in ((0.0, 0), (0.1, 0), (1.0, 2)):
         allocator = farm(weight)
         allocator.take(Placement(2, (), Request(1000, 1)))
         assert allocator.pick(request).node == node

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudfarm.scheduler.packing import blocks as blocks_module
+from cloudfarm.scheduler.packing import demand as demand_module
 from cloudfarm.scheduler.packing.blocks import BLOCK, price_blocks, worth_of_blocks
 from cloudfarm.scheduler.packing.demand import HALF_LIFE, Demand
-from cloudfarm.scheduler.packing.prices import MAX_SIZES, PATIENCE, best_filling, worth_of_pieces
+from cloudfarm.scheduler.packing.prices import MAX_SIZES, best_filling, worth_of_pieces
 from cloudfarm.scheduler.packing.shapes import Request
+from cloudfarm.scheduler.packing.worth import stranded
 
 demands = st.dictionaries(
     st.integers(1, 999), st.floats(0.001, 1e6), max_size=12
@@ -47,6 +50,12 @@ def test_a_size_that_must_share_with_its_like_has_its_part_of_a_gpu():
 def test_more_sizes_than_are_priced_are_no_trouble():
     worth = best_filling(dict.fromkeys(range(300, 300 + 2 * MAX_SIZES), 1.0))
     assert worth[1000] == 1000
+
+
+def test_of_many_sizes_those_most_asked_for_are_priced():
+    # All others are more than half a GPU, and none fits beside 400.
+    many = dict.fromkeys(range(601, 601 + 2 * MAX_SIZES), 1.0)
+    assert at({400: 1000, **many}, 400, 800) == [500, 1000]
 
 
 @given(demands)
@@ -88,7 +97,7 @@ def test_requests_without_gpus_say_nothing_of_what_is_needed_beside_a_gpu():
 def test_a_part_of_the_worth_is_what_the_next_request_could_take():
     # Of four requests one fits into 500 milli, which are also the best half of a GPU.
     worth = worth_of_pieces({500: 1, 1000: 3})
-    assert worth[500] == pytest.approx(PATIENCE * 500 + (1 - PATIENCE) * 500 / 4)
+    assert worth[500] == pytest.approx(0.9 * 500 + 0.1 * 500 / 4)
     assert worth[1000] == 1000
 
 
@@ -126,6 +135,30 @@ def test_a_group_of_free_gpus_is_as_dear_as_it_is_scarce():
     assert blocks_of(("A", 4, 8), gangs=[]) == [0]
 
 
+def test_only_the_scarcest_groups_have_a_price(monkeypatch):
+    # 8 of 10 GPUs are wanted in fours: 1.6 fours for two groups, and 0.8 twos for four.
+    monkeypatch.setattr(blocks_module, "MAX_PRICED", 1)
+    four, two = Request(8, 1, 4, 1000), Request(1, 1, 2, 1000)
+    assert blocks_of(("A", 4, 8), ("A", 4, 8), gangs=[four, four, two]) == pytest.approx([0.8 * BLOCK] * 2)
+
+
+def left_over(*, cpus, memory, gpus=1.0):
+    """Return what is stranded beside some GPUs, where one request wants 4 CPUs, another 12, and both 1000 MiB."""
+    demand = Demand()
+    for cpu in (4000, 12000):
+        demand.learn(Request(cpu, 1000, 1, 1000))
+    beside = np.array([[cpus * 1000], [memory]])
+    return float(stranded(demand.outlook(), np.array([gpus * 1000]), beside)[0])
+
+
+def test_what_is_stranded_by_hand():
+    # Sqrt(0.25 * 4 CPUs squared) / 2 is one CPU, an eighth of a GPU's, where there is just enough on average.
+    assert left_over(cpus=8, memory=1000) == pytest.approx(125)
+    assert left_over(cpus=1000, memory=1000) == pytest.approx(0, abs=0.2)
+    assert left_over(cpus=1000, memory=500) == pytest.approx(500, abs=0.2)
+    assert left_over(cpus=0, memory=0, gpus=-1e-12) == 0
+
+
 def test_it_is_news_when_as_much_was_learned_as_was_known():
     demand, looks = Demand(), []
     for number in range(1, 101):
@@ -143,3 +176,24 @@ def test_the_old_fades():
     demand.outlook()
     assert demand.seen == pytest.approx(HALF_LIFE / 2)
     assert demand.sizes == {500: pytest.approx(HALF_LIFE / 2)}
+
+
+def test_what_has_faded_has_faded_alike():
+    gang = Request(8000, 1, 2, 1000)
+    demand = Demand()
+    for _ in range(HALF_LIFE):
+        demand.learn(gang)
+    for _ in range(2):
+        outlook = demand.outlook()
+        assert outlook.mean[0, 0] == pytest.approx(4000)
+        assert outlook.gangs == ((gang, pytest.approx(1.0)),)
+
+
+def test_gangs_of_many_kinds_are_neither_all_expected_nor_all_remembered(monkeypatch):
+    monkeypatch.setattr(demand_module, "MAX_GANGS", 1)
+    demand = Demand()
+    for cpus in range(10):
+        for _ in range(1 + (cpus == 7)):
+            demand.learn(Request(cpus, 1, 2, 1000))
+    assert [gang.cpu_milli for gang, _ in demand.outlook().gangs] == [7]
+    assert len(demand.gangs) == 8

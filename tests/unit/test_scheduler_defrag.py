@@ -175,6 +175,32 @@ def test_what_is_booked_for_others_is_not_given_away():
     assert [(each.lease_id, (each.from_ms - NOW) / MINUTE) for each in bookings] == [("z1", 60), ("c1", 120)]
 
 
+def test_who_is_told_to_move_is_not_told_again():
+    # a0 makes room for c1 and leaves 400 beside it; c2 needs 800, and nobody else may move.
+    rest = running("d0", "h1:0", 600, milli=500), running("d1", "h2:0", 600, milli=500)
+    asked = waiting("c1", "0.6", asked_ms=1), waiting("c2", "0.8", asked_ms=2)
+    decisions = decide(farm("111", job("a0", "h0:0"), *rest, *asked, saved_ms={"a0": NOW}))
+    assert [each.for_lease_id for each in decisions if isinstance(each, Preempt)] == ["c1"]
+
+
+def test_what_is_left_beside_the_room_that_is_made_is_used_at_once():
+    # Beside a0 there is half a GPU now, and beside c1 there will be 400 milli: c2 has those all through its time.
+    asked = waiting("c1", "0.6", 60, asked_ms=1), waiting("c2", "0.4", 60, asked_ms=2)
+    leases = job("a0", "h0:0"), running("d0", "h1:0", 600, milli=500), *asked
+    decisions, bookings = decide_and_book(farm("11", *leases), RULES, tree())
+    assert moves(decisions) == {"a0": "h1:0"}
+    assert {each.lease_id: (each.from_ms - NOW) / MINUTE for each in bookings} == {"a0": 1, "c1": 1}
+    assert [(each.lease_id, each.slices[0].host) for each in decisions if isinstance(each, Grant)] == [
+        ("c2", "h0")
+    ]
+
+
+def test_nobody_is_moved_now_for_a_reservation_of_later():
+    both = job("a0", "h0:0"), job("b0", "h1:0")
+    later = waiting("c1", not_before_ms=NOW + 30 * MINUTE)
+    assert moves(decide(farm("11", *both, later), quota("c", 1))) == {}
+
+
 def test_a_limit_is_not_moved_out_of_the_way():
     stuck = farm("11", job("a0", "h0:0"), job("b0", "h1:0"), running("c0", "h1:0", milli=500), waiting("c1"))
     assert moves(decide(stuck, quota("c", limit=1))) == {}

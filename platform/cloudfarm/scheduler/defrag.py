@@ -135,10 +135,11 @@ class Defrag:
 
 
 def _placements(lease: Lease, future: Future, state: State, until_ms: int) -> tuple[Placement, ...]:
-    """Return where a lease lies; nothing if it is on a host that is closed, or whose room is booked beyond it.
+    """Return where a lease lies; nothing if more is held or booked there than the host offers.
 
-    The state is the least that is free until a moment. Where bookings take that much only after the lease's own end,
-    its going makes no room for longer than that.
+    So nothing moves off a closed host, which offers nothing, nor out of room that somebody else has from later on. The
+    state is the least that is free until a moment: where bookings take that much only after the lease's own end, its
+    going makes no room for longer than that.
     """
     space, request = future.space, request_of(lease.ask)
     later = future.free(max(future.now_ms, end_of(lease, future.now_ms)), until_ms)
@@ -147,7 +148,7 @@ def _placements(lease: Lease, future: Future, state: State, until_ms: int) -> tu
     placed: list[Placement] = []
     for piece in lease.slices:
         row = space.rows.get(piece.host)
-        if row is None or not space.is_open(row) or (state[row] < 0).any() or (later[row] < gone[row]).any():
+        if row is None or (state[row] < 0).any() or (later[row] < gone[row]).any():
             return ()
         placed.append(Placement(row, tuple(space.columns[row][gpu] for gpu in piece.gpu_indices), request))
     return tuple(placed)

@@ -53,15 +53,11 @@ class Space:
             tuple({gpu.index: column for column, gpu in enumerate(host.gpus)} for host in found),
         )
 
-    def is_open(self, row: int) -> bool:
-        """Whether a host takes new slices."""
-        return self.hosts[row].reachable and not self.hosts[row].cordoned
-
     def empty(self, *, even_closed: bool = False) -> State:
         """Return the state with nothing placed. Cordoned and silent hosts offer nothing, unless ``even_closed``."""
         state = np.zeros((len(self.hosts), self.width + 2), dtype=np.int32)
         for row, host in enumerate(self.hosts):
-            if even_closed or self.is_open(row):
+            if even_closed or (host.reachable and not host.cordoned):
                 state[row, : len(host.gpus)] = MILLI
                 state[row, self.width] = host.cpus
                 state[row, self.width + 1] = host.memory_bytes // MIB

@@ -82,7 +82,7 @@ def _prices(sizes: Ints, demand: Floats) -> Floats:
         row = inverse[leaving] / column[leaving]
         inverse -= np.outer(column, row)
         inverse[leaving] = row
-    final: Floats = np.maximum(inverse.sum(axis=0), 0.0)
+    final: Floats = inverse.sum(axis=0)
     return final
 
 
