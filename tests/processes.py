@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def until(look: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+def until(look: Callable[[], Any], what: str, timeout_s: float = 120.0) -> Any:
     """Return the first look that is true; the farm's processes tell of their progress only to who looks."""
     deadline = time.monotonic() + timeout_s
     while not (found := look()):
@@ -43,7 +43,7 @@ def processes_naming(folder: Path) -> list[int]:
     return found
 
 
-async def eventually(look: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 60.0) -> Any:
+async def eventually(look: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 120.0) -> Any:
     """Return the first look that is true, as :func:`until` does."""
     deadline = time.monotonic() + timeout_s
     while not (found := await look()):

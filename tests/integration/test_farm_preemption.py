@@ -43,15 +43,15 @@ def test_a_train_job_is_preempted_resumes_and_is_refunded(quota_farm: RunningFar
         files=TRAIN,
     )
     univ.wait_job(job, "RUNNING")
-    until(lambda: "epoch 4" in univ.logs(job), "some epochs", 120)
+    until(lambda: "epoch 4" in univ.logs(job), "some epochs", 180)
     promised = solar.ask("2x1", cpus=2)
     told = until(
         lambda: (found := univ.job(job))["message"] and "taken back" in found["message"] and found, "notice"
     )
     assert promised["id"] not in told["message"]  # nothing of another tenant's is told
     assert univ.lease(own["id"])["status"] == "ACTIVE"
-    solar.wait_lease(promised["id"], "ACTIVE", timeout_s=60)
-    waits = univ.wait_job(job, "PENDING", timeout_s=60)
+    solar.wait_lease(promised["id"], "ACTIVE", timeout_s=120)
+    waits = univ.wait_job(job, "PENDING", timeout_s=120)
     assert "preempted" in waits["message"] or "waits" in waits["message"]
     lease = next(each for each in leases(univ) if each["kind"] == "job")
     assert (lease["status"], lease["slices"]) == ("WAITING", [])

@@ -268,7 +268,7 @@ print("SHARED", json.dumps({{name: labels[ray.get(node)] for name, node in share
 def test_unmodified_job_runs_wholly_in_its_lease(farm: Farm, lease: str, parts: str) -> None:
     looks = farm.root / "looks"
     with farm.watched(looks) if "train" in parts else contextlib.nullcontext():
-        output, _ = farm.submit(lease, "python", "work.py", parts).communicate(timeout=150)
+        output, _ = farm.submit(lease, "python", "work.py", parts).communicate(timeout=240)
     seen = _line(output, "SEEN")
     assert seen == {part: [lease] for part in seen}
     if "train" in parts:

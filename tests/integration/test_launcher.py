@@ -113,7 +113,7 @@ def farm() -> Iterator[Farm]:
         head = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
     farm = Farm(base, environ)
     try:
-        wait_until(lambda: "Ray runtime started" in (base / "head.log").read_text(), 60)
+        wait_until(lambda: "Ray runtime started" in (base / "head.log").read_text(), 120)
         yield farm
     finally:
         processes = procs.snapshot()
@@ -249,7 +249,7 @@ def test_a_restarted_caller_finds_its_nodes_even_one_whose_starter_was_killed(
     killed = subprocess.run(command, env=farm.environ, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
     restarted = one.again()
-    found = restarted.wait_up("again", 60)
+    found = restarted.wait_up("again", 120)
     assert found.spec == spec
     assert restarted.start(spec).pid == found.pid, "starting it again must not start another"
     assert [record.phase for record in restarted.records()] == ["up"]
@@ -305,7 +305,7 @@ def test_what_is_left_of_a_node_in_the_degraded_mode_is_found_without_its_init(
     tag = f"headless-tag-{os.getpid()}"
     run_nasty(farm, "headless", tag, hidden=False)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: one.launcher.records()[0].phase == "exited", 10)
+    wait_until(lambda: one.launcher.records()[0].phase == "exited", 30)
     (record,) = one.launcher.records()
     assert record.reason is not None
     assert record.reason.startswith("the node's init was killed")
@@ -322,7 +322,7 @@ def test_a_node_ends_as_one_when_its_raylet_dies(farm: Farm, rig: Callable[..., 
     run_nasty(farm, "dying", tag, hidden=True)
     raylet = next(p for p in psutil.Process(pid).children() if p.name() == "raylet")
     raylet.kill()
-    wait_until(lambda: not one.left("dying") and not tagged(tag), 20)
+    wait_until(lambda: not one.left("dying") and not tagged(tag), 60)
     (record,) = one.launcher.records()
     assert (record.phase, record.reason) == ("exited", "the raylet was killed by SIGKILL")
     with pytest.raises(LauncherError) as refused:
@@ -335,7 +335,7 @@ def test_an_agent_is_missed_by_the_raylet_as_if_it_had_started_it_itself(rig: Ca
     pid = one.up(one.spec("agent"))
     agent = next(p for p in psutil.Process(pid).children() if "RuntimeEnvAgent" in " ".join(p.cmdline()))
     agent.kill()
-    wait_until(lambda: not one.left("agent"), 30)  # it says that it has exited a moment before it has
+    wait_until(lambda: not one.left("agent"), 60)  # it says that it has exited a moment before it has
     assert one.launcher.records()[0].phase == "exited"
 
 
