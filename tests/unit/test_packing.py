@@ -243,11 +243,13 @@ def test_more_than_is_free_cannot_be_taken_nor_more_than_is_held_given_back():
         allocator.take(Placement(0, (), Request(4000, 0)))
 
 
-def test_a_gpu_is_not_taken_twice_at_once_nor_given_back_for_another():
+def test_nothing_is_taken_twice_at_once_nor_given_back_for_another():
     allocator = farm((4, 2))
     for gpus in ((0, 0), (0,)):
         with pytest.raises(ConflictError):
             allocator.take(Placement(0, gpus, Request(1000, 1, 2, 1000)))
+    with pytest.raises(ConflictError):
+        allocator.take(Placement(0, (), Request(0, 2 << 20)))
     allocator.take(Placement(0, (0,), share(600)))
     with pytest.raises(ConflictError):
         allocator.give_back(Placement(0, (1,), share(600)))
