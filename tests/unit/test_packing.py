@@ -243,11 +243,13 @@ def test_more_than_is_free_cannot_be_taken_nor_more_than_is_held_given_back():
         allocator.take(Placement(0, (), Request(4000, 0)))
 
 
-def test_a_gpu_is_not_taken_twice_at_once_nor_given_back_for_another():
+def test_nothing_is_taken_twice_at_once_nor_given_back_for_another():
     allocator = farm((4, 2))
     for gpus in ((0, 0), (0,)):
         with pytest.raises(ConflictError):
             allocator.take(Placement(0, gpus, Request(1000, 1, 2, 1000)))
+    with pytest.raises(ConflictError):
+        allocator.take(Placement(0, (), Request(0, 2 << 20)))
     allocator.take(Placement(0, (0,), share(600)))
     with pytest.raises(ConflictError):
         allocator.give_back(Placement(0, (1,), share(600)))
@@ -281,17 +283,17 @@ def test_costs_of_so_many_kinds_are_kept_and_no_more(monkeypatch):
 
 
 def test_groups_of_free_gpus_are_kept_once_they_are_scarce():
-    # One gang of four is asked for beside 150 single GPUs. Among 20 nodes with four free ones a group is worth 8 milli,
-    # less than a step; when a single one is left it is worth 119.
+    # One gang of four is asked for beside 300 halves. Among 20 nodes with four free GPUs a group is worth 8 milli, less
+    # than a step; when a single one is left it is worth 60.
     allocator = farm(*[(64, 4)] * 20)
     one = Request(1000, 1, 1, 1000)
-    for request in (Request(1000, 1, 4, 1000), *[one] * 150):
+    for request in (Request(1000, 1, 4, 1000), *[share(500)] * 300):
         allocator.learn(request)
     allocator._look_ahead()
-    assert allocator.pick(one).node == 0
+    assert allocator.pick(share(500)).node == 0
     for node in range(1, 20):
         allocator.take(Placement(node, (0,), one))
-    assert allocator.pick(one).node == 1
+    assert allocator.pick(share(500)).node == 1
 
 
 def test_a_gang_is_placed_whole_or_not_at_all():

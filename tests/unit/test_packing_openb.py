@@ -239,6 +239,13 @@ def test_no_more_are_moved_than_the_share_of_those_placed():
         assert replay_with_moves(TWO, listed, share)[0].moved == moved
 
 
+def test_work_without_gpus_that_is_bound_to_a_model_stays_there():
+    other = cluster_of((4000, 65536, 1, "T4"), (4000, 65536, 1, "P100"))
+    for spec, moved in (("T4", 0), ("", 1)):
+        listed = [(3000, 1, 0, 0, spec, "a"), (3000, 1, 1, 500, "T4", "b")]
+        assert replay_with_moves(other, listed, 1.0)[0].moved == moved
+
+
 def test_simulate_moves_only_if_it_is_asked_to(files):
     runs = [simulate(files / "nodes.csv", files / "pods.csv", 1, None, share) for share in (0.0, 0.5)]
     assert runs[0].moved == 0

@@ -60,8 +60,12 @@ class MovingPolicy(ReplayPolicy):
         )
 
     def _note(self, placement: Placement) -> None:
-        loss = 1 + placement.request.total_milli / 1e6  # one move is one move; of equals the smaller
-        self._pool.add(Movable(str(self._placed), (placement,), loss))
+        request = placement.request
+        loss = 1 + request.total_milli / 1e6  # one move is one move; of equals the smaller
+        if (
+            request.num_gpu or not request.models
+        ):  # here a model binds work without GPUs, too; on the farm it does not
+            self._pool.add(Movable(str(self._placed), (placement,), loss))
         self._placed += 1
 
     def _choice(self, placement: Placement) -> Choice:
