@@ -120,6 +120,15 @@ class TestListOpen:
             )
         ][2] == "again"
 
+    async def test_reads_more_than_one_statement_takes(self, store, leases):
+        more = [make_lease(f"m{number}", created_ms=50 + number) for number in range(9)]
+        await add(store, leases=more)
+        told = [replace(lease, message="new") for lease in leases]
+        await keep(store, lambda uow: uow.leases.update_all(told))
+        known = {lease.id: lease for lease in (*leases, *more)}
+        found = await look(store, lambda uow: uow.leases.list_open(known))
+        assert list(found) == [*(replace(lease, version=1) for lease in told), *more]
+
     async def test_sees_its_own_changes(self, store, leases):
         async with store.begin() as uow:
             await uow.leases.update(replace(leases[3], message="new"))
