@@ -16,6 +16,8 @@ import asyncio
 import csv
 import io
 import json
+import signal
+import sys
 import tempfile
 import time
 import zipfile
@@ -230,6 +232,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true", dest="as_json")
     args = parser.parse_args()
+    # The server is stopped also when the benchmark is asked to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
     runs: dict[tuple[str, str], list[Figures]] = {}
     with tempfile.TemporaryDirectory(prefix="cf-bench-admit-") as folder, running_postgres() as server:
         make: dict[str, Callable[[str], str]] = {
