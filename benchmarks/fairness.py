@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from statistics import mean
 
+from cloudfarm.scheduler.rules import Rules
 from cloudfarm.simulate.tenants import HOUR_MS, Report, Setup, run
 
 LOADS = 0.8, 1.0, 1.3
@@ -22,11 +23,11 @@ SECOND_MS = 1000
 Reports = Sequence[Report]
 
 
-def setups(hours: float = HOURS) -> Iterator[Setup]:
+def setups(rules: Rules) -> Iterator[Setup]:
     """Yield one setup for each column of the table."""
     for load in LOADS:
         for burst in (False, True):
-            yield Setup(load=load, burst=burst, hours=hours)
+            yield Setup(load=load, burst=burst, hours=HOURS, rules=rules)
 
 
 def measure(setup: Setup, seeds: Sequence[int]) -> Iterator[Report]:
@@ -137,9 +138,12 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="two seeds")
     parser.add_argument("--json", action="store_true", dest="as_json", help="every run, as one JSON list")
+    parser.add_argument(
+        "--spare-gpus", type=int, default=0, help="what borrowers leave free (Rules.spare_gpus)"
+    )
     args = parser.parse_args()
     seeds = SEEDS[:2] if args.quick else SEEDS
-    columns = [list(measure(setup, seeds)) for setup in setups()]
+    columns = [list(measure(setup, seeds)) for setup in setups(Rules(spare_gpus=args.spare_gpus))]
     if args.as_json:
         print(json.dumps([asdict(report) for reports in columns for report in reports], indent=1))
     else:

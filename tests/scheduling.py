@@ -146,7 +146,7 @@ def messages(decisions: Decisions) -> Mapping[str, str]:
 
 
 def decide_and_book(view_: FarmView, rules: Rules, quotas: QuotaTree) -> tuple[Decisions, Sequence[Booking]]:
-    """Decide, and return the bookings as well."""
+    """Decide, and return the bookings as well; that of lease ``SPARE`` is what is kept from borrowers."""
     one = _Pass.of(view_, rules, quotas)
     return one.run(), one.future.bookings
 

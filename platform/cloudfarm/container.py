@@ -73,6 +73,7 @@ def rules_of(settings: Settings) -> Rules:
     return Rules(
         min_run_ms=settings.min_run_s * 1000,
         preempt_notice_ms=settings.preempt_notice_s * 1000,
+        spare_gpus=settings.spare_gpus,
         moves=settings.defrag_moves,
         power_weight=settings.power_weight,
     )

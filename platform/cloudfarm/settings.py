@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """How many jobs may be on the move at once to make room for a lease that is stuck; 0 means none, ever."""
     power_weight: float = Field(default=0.0, ge=0, le=100)
     """How much packing, in milli-GPUs, is given up to save a watt; 0 means none."""
+    spare_gpus: int = Field(default=0, ge=0, le=1024)
+    """How many GPUs borrowers leave free for a tenant that asks for nothing and is promised as many."""
     past_half_life_days: float = Field(default=7.0, gt=0, le=3650)
     """After how long past use counts half when borrowers are compared."""
     host_lost_s: int = Field(default=60, ge=5)

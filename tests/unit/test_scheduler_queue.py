@@ -280,3 +280,60 @@ def test_room_for_a_reservation_is_made_in_time():
     assert next_look_ms(early, RULES, tree(quota("a", 1))) == NOW + 1
     in_time = view("1", running("b0", "h0:0", minutes=90), waiting("a1", not_before_ms=NOW + MINUTE))
     assert preempted(decide(in_time, quota("a", 1))) == {"b0"}
+
+
+ONE_SPARE = replace(RULES, spare_gpus=1)
+
+
+def test_borrowers_leave_free_what_somebody_is_promised_who_asks_for_nothing():
+    farm = view("2", waiting("a1", asked_ms=NOW - 2), waiting("a2"))
+    decisions = decide(farm, quota("b", 1), rules=ONE_SPARE)
+    assert started(decisions) == ["a1"]
+    assert "1 GPU is kept free for tenants who are promised it" in messages(decisions)["a2"]
+    assert started(decide(farm, rules=ONE_SPARE)) == ["a1", "a2"]  # nobody is promised anything
+    assert started(decide(farm, quota("b", 0.5), rules=ONE_SPARE)) == ["a1", "a2"]
+    assert started(decide(farm, quota("b", 1))) == ["a1", "a2"]
+
+
+def test_no_more_is_spared_than_one_tenant_could_ask_for():
+    farm = view("6", *(waiting(f"a{n}") for n in range(6)), running("b0", "h0:0"))
+    three = replace(RULES, spare_gpus=3)
+    assert len(started(decide(farm, quota("b", 2), quota("c", 1), rules=three))) == 4
+    assert len(started(decide(farm, quota("b", 3), quota("c", 1), rules=three))) == 3
+    below = quota("p", 1), quota("c", 1, below="p"), quota("d", below="p")
+    assert len(started(decide(replace(farm, leases=farm.leases[:-1]), *below, rules=three))) == 5
+    sibling = replace(farm, leases=(*farm.leases[:-1], running("d0", "h0:0")))
+    assert len(started(decide(sibling, *below, rules=three))) == 5  # what p is promised is d's by now
+
+
+def test_what_is_spared_is_for_whoever_is_promised_it():
+    farm = view("2", running("a0", "h0:0"), waiting("a1", asked_ms=1), waiting("b1", asked_ms=2))
+    assert started(decide(farm, quota("b", 1), quota("c", 1), rules=ONE_SPARE)) == ["b1"]
+
+
+def test_what_is_spared_is_lent_no_more_than_promised_after_a_borrower_of_the_same_tenant():
+    # b1 is more than b is promised, so it borrows, and c's GPU is kept from it. b2 is within what b is promised.
+    farm = view("2", running("a0", "h0:0"), waiting("b1", "2", asked_ms=1), waiting("b2", asked_ms=2))
+    decisions = decide(farm, quota("b", 1), quota("c", 1), rules=ONE_SPARE)
+    assert started(decisions) == ["b2"]
+
+
+def test_nothing_is_spared_for_who_asks_already():
+    # b's own lease is too large to start; it waits, and what is free is lent.
+    farm = view(
+        "2", running("a0", "h0:0", minutes=90), waiting("b1", "2", asked_ms=1), waiting("a1", minutes=60)
+    )
+    assert started(decide(farm, quota("b", 1), rules=ONE_SPARE)) == ["a1"]
+
+
+def test_who_has_waited_for_a_day_is_kept_from_nothing():
+    day_ms = ONE_SPARE.spare_patience_ms
+    farm = view("1", waiting("a1", asked_ms=NOW - day_ms + 1))
+    assert started(decide(farm, quota("b", 1), rules=ONE_SPARE)) == []
+    assert next_look_ms(farm, ONE_SPARE, tree(quota("b", 1))) == NOW + 1
+    assert started(decide(replace(farm, now_ms=NOW + 1), quota("b", 1), rules=ONE_SPARE)) == ["a1"]
+
+
+def test_the_next_room_is_spared_if_none_is_free():
+    farm = view("2", running("a0", "h0:0", minutes=30), running("a1", "h0:1", minutes=60), waiting("a2"))
+    assert booked(farm, quota("b", 1), rules=ONE_SPARE) == {"spare": 30, "a2": 60}

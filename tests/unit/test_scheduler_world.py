@@ -11,7 +11,8 @@ from cloudfarm.domain.lease import Ask, Lease
 from cloudfarm.domain.quantities import GIB, Shape
 from cloudfarm.domain.quota import NOTHING, UNLIMITED, Amounts, Quota, QuotaTree, quota_of
 from cloudfarm.domain.status import LeaseStatus
-from cloudfarm.scheduler.queue import fair
+from cloudfarm.scheduler.future import Booking
+from cloudfarm.scheduler.queue import SPARE, fair
 from cloudfarm.scheduler.rules import Rules, next_look_ms
 from cloudfarm.simulate.world import Work, World
 from cloudfarm.steward.view import Decisions, FarmView, Grant, Preempt, Wait
@@ -123,6 +124,8 @@ RULES = st.builds(
     min_run_ms=st.sampled_from((0, 5 * MINUTE, 20 * MINUTE)),
     preempt_notice_ms=st.sampled_from((1000, MINUTE)),
     bookings=st.sampled_from((1, 3, 16)),
+    spare_gpus=st.sampled_from((0, 0, 1, 2)),
+    spare_patience_ms=st.sampled_from((60 * MINUTE, 24 * 60 * MINUTE)),
 )
 
 
@@ -158,6 +161,7 @@ class Watcher:
         )
         assert_bookings_hold(after, starts, bookings)
         self.judge_idleness(after, starts, bookings)
+        self.judge_spare(view, decisions, [each for each in bookings if each.lease_id == SPARE])
         self.has_started = bool(starts)
         return decisions
 
@@ -190,24 +194,51 @@ class Watcher:
     def judge_idleness(self, view: FarmView, starts, bookings) -> None:
         """Nobody waits who may start and for whom there is room beside what is booked."""
         granted = {each.lease_id for each in starts}
-        booked = {each.lease_id for each in bookings}
+        booked = {each.lease_id for each in bookings} - {SPARE}
         by_id = {lease.id: lease for lease in view.leases}
         holding = [lease for lease in view.leases if lease.status.holds_capacity or lease.id in granted]
         with_booked = held_by_quota([*holding, *(by_id[each] for each in booked)], self.tree)
         for lease in view.leases:
             if lease.status is not LeaseStatus.WAITING or lease.id in granted | booked:
                 continue
-            if (lease.ask.not_before_ms or 0) > view.now_ms or not room_for(
-                lease.ask, view, starts, bookings
-            ):
-                continue
             needs = held_by_quota([lease], self.tree)
             path = self.tree.path(quota_of(lease.tenant, lease.project))
+            is_promised = (with_booked.get(path[0].id, NOTHING) + needs[path[0].id]).within(path[0].guarantee)
+            is_kept_from = not is_promised and view.now_ms - lease.created_ms < self.rules.spare_patience_ms
+            beside = [each for each in bookings if is_kept_from or each.lease_id != SPARE]
+            if (lease.ask.not_before_ms or 0) > view.now_ms or not room_for(lease.ask, view, starts, beside):
+                continue
             assert any(
                 not (with_booked.get(each.id, NOTHING) + needs[each.id]).within(each.limit)
                 or each.committed_milli_gpu_ms < UNLIMITED
                 for each in path
             ), f"{lease} could start"
+
+    def judge_spare(self, view: FarmView, decisions: Decisions, spare: Sequence[Booking]) -> None:
+        """What is kept from borrowers is at most what somebody is promised who asks for nothing."""
+        granted = {each.lease_id for each in decisions if isinstance(each, Grant)}
+        going = {each.lease_id for each in decisions if isinstance(each, Preempt)}
+        held = held_by_quota(
+            [
+                each
+                for each in view.leases
+                if each.status.holds_capacity and each.preempted_ms is None and each.id not in going
+            ],
+            self.tree,
+        )
+        waiting = [each for each in view.leases if each.status is LeaseStatus.WAITING]
+        asking = held_by_quota([each for each in waiting if each.id not in granted], self.tree)
+        left = {
+            id_: quota.guarantee.milli_gpus - held.get(id_, NOTHING).milli_gpus
+            for id_, quota in self.tree.quotas.items()
+        }
+        idle = [
+            min(left[each.id] for each in self.tree.path(id_))
+            for id_ in self.tree.quotas
+            if id_ not in asking and "/" not in id_
+        ]
+        for each in spare:
+            assert 1 <= len(each.slices) <= min(self.rules.spare_gpus, max(idle) // 1000)
 
     def look(self, world: World) -> None:
         assert_nothing_is_shared_out_twice(world.hosts, world.leases.values())

@@ -64,6 +64,9 @@ def tenants(
         int, typer.Option(help="How long a borrower runs before it may be preempted.")
     ] = 300,
     notice_s: Annotated[int, typer.Option(help="How long it is told before.")] = 60,
+    spare_gpus: Annotated[
+        int, typer.Option(help="How many GPUs borrowers leave free for who is promised them.", min=0)
+    ] = 0,
     moves: Annotated[
         int, typer.Option(help="How many may be on the move at once to make room for others.", min=0)
     ] = 0,
@@ -78,7 +81,9 @@ def tenants(
     from cloudfarm.simulate.tenants import Setup, run  # noqa: PLC0415
     from cloudfarm.simulate.workloads import read_workload  # noqa: PLC0415
 
-    rules = Rules(min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s, moves=moves)
+    rules = Rules(
+        min_run_ms=1000 * min_run_s, preempt_notice_ms=1000 * notice_s, spare_gpus=spare_gpus, moves=moves
+    )
     setup = Setup(hosts, gpus, load, burst, hours, seed, rules, workload, policy)
     works = None if workload == GENERATOR else read_workload(Path(workload))
     show(run(setup, works).as_json(), as_json=as_json)

@@ -82,10 +82,17 @@ def moved(by: Lease, victim: Lease) -> str:
     return f"it is moved to make room for {_called(by, victim)}, and its next place is kept for it"
 
 
-def no_room(lease: Lease, ahead: Sequence[Lease], standing: Standing, future: Future) -> str:
+def no_room(
+    lease: Lease, ahead: Sequence[Lease], standing: Standing, future: Future, spare: Booking | None = None
+) -> str:
     """Return why there is no room, who comes first and why, and what would start now."""
     ask = lease.ask
     parts = [f"{ask_text(ask)} is not free"]
+    if spare is not None and future.space.fits(future.now, ask):
+        gpus, them = (
+            ("1 GPU is", "it") if len(spare.slices) == 1 else (f"{len(spare.slices)} GPUs are", "them")
+        )
+        parts = [f"{gpus} kept free for tenants who are promised {them}"]
     end_ms = future.until(ask)
     if end_ms is not None:
         parts = ["what is free is kept for others"]

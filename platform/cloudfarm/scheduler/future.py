@@ -113,6 +113,11 @@ class Future:
         self.space.give(takes, booking.slices)
         self._takes[booking.lease_id] = takes
 
+    def lift(self, booking: Booking) -> None:
+        """Keep the room of a booking no longer."""
+        self.bookings.remove(booking)
+        del self._takes[booking.lease_id]
+
     def leave(self, slices: Sequence[Slice], at_ms: int, until_ms: int) -> None:
         """Note that something that holds until a moment will be gone at an earlier one."""
         self._lay_out()

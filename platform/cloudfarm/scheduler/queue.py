@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cloudfarm.domain.lease import Ask, Lease, Slice
-from cloudfarm.domain.quota import UNLIMITED, QuotaTree
+from cloudfarm.domain.quantities import MILLI, Shape
+from cloudfarm.domain.quota import UNLIMITED, Amounts, QuotaTree
 from cloudfarm.domain.status import LeaseStatus
 from cloudfarm.scheduler import explain
 from cloudfarm.scheduler.defrag import Defrag, is_moving, kept_for
@@ -25,6 +26,9 @@ from cloudfarm.scheduler.rules import Rules, capacity_of, waits
 from cloudfarm.scheduler.space import Space
 from cloudfarm.scheduler.standing import Standing, amounts_of
 from cloudfarm.steward.view import Decision, Decisions, FarmView, Grant, Preempt, Wait
+
+SPARE = "spare"
+"""Who holds the booking of what is kept from borrowers; no lease is called so."""
 
 
 def fair(rules: Rules, tree: Callable[[FarmView], QuotaTree]) -> Callable[[FarmView], Decisions]:
@@ -64,6 +68,9 @@ class _Pass:
     """By what is asked for: the shortest duration for which there was no room. Room only ever shrinks in a pass."""
     in_vain: dict[tuple[object, ...], int] = field(default_factory=dict)
     """Likewise, by whom and what: the shortest duration for which nobody can be made to give way."""
+    spare: Booking | None = None
+    """What is kept from borrowers, for nobody in particular."""
+    is_sparing: bool = False
     place_in_line: int = 0
     searches: int = 0
 
@@ -102,8 +109,37 @@ class _Pass:
             self._consider(lease, is_kept=True)
             self.line.changed(lease)
         while (next_ := self.line.pop()) is not None:
+            if self.rules.spare_gpus:
+                self._spare(next_)
             self._consider(next_)
         return tuple(self.decisions)
+
+    def _spare(self, lease: Lease) -> None:
+        """Keep some GPUs from a lease that borrows, for who may come and is promised them; from nobody else."""
+        is_promised = self.standing.is_promised(self.standing.path(lease)[0], amounts_of(lease.ask))
+        is_patient = self.view.now_ms - lease.created_ms < self.rules.spare_patience_ms
+        if is_sparing := is_patient and not is_promised:
+            if not self.is_sparing:
+                self.spare = self._find_spare()
+        elif self.spare is not None:
+            self.future.lift(self.spare)
+            self.spare = None
+            self.no_room.clear()
+            self.in_vain.clear()
+        self.is_sparing = is_sparing
+
+    def _find_spare(self) -> Booking | None:
+        """Keep the first room for GPUs that are promised to somebody who asks for nothing; None if nobody is."""
+        granted = {each.lease_id for each in self.decisions if isinstance(each, Grant)}
+        waiting = [each for each in self.view.leases if waits(each) and each.id not in granted]
+        count = min(self.rules.spare_gpus, self.standing.idle_promise(waiting))
+        if not count:
+            return None
+        ask = _gpus_of(self.standing.capacity, count, self.rules.spare_patience_ms)
+        booking = self.future.find(SPARE, ask)
+        if booking is not None:
+            self.future.keep(booking)
+        return booking
 
     def _due(self, lease: Lease) -> bool:
         """Give a lease the very room that others were told to make for it; False if it is no longer to be had.
@@ -225,7 +261,7 @@ class _Pass:
         if from_ms > self.view.now_ms:
             reason = explain.reserved(from_ms)
         else:
-            reason = explain.no_room(lease, self.ahead, self.standing, self.future)
+            reason = explain.no_room(lease, self.ahead, self.standing, self.future, self.spare)
         self.booked += 1
         self.ahead.append(lease)
         self.future.keep(booking)
@@ -269,6 +305,13 @@ class _Pass:
     def _tell(self, lease: Lease, message: str, room: tuple[Slice, ...] = ()) -> None:
         if (message, room) != (lease.message, lease.room):
             self.decisions.append(Wait(lease.id, message, room, lease.expected_start))
+
+
+def _gpus_of(capacity: Amounts, count: int, duration_ms: int) -> Ask:
+    """Return an ask for whole GPUs with their part of the farm's CPUs and memory."""
+    cpus = capacity.cpus * MILLI // capacity.milli_gpus
+    memory_bytes = capacity.memory_bytes * MILLI // capacity.milli_gpus
+    return Ask(Shape(count, MILLI), cpus, memory_bytes, duration_ms)
 
 
 def _what(ask: Ask) -> tuple[object, ...]:

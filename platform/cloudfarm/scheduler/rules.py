@@ -27,6 +27,11 @@ class Rules:
     """For how many leases at most it is sought in one pass who gives way; the next pass goes on."""
     preempts: bool = True
     """Whether borrowed share is taken back at all."""
+    spare_gpus: int = 0
+    """How many GPUs borrowers leave free while a tenant that asks for nothing is promised as many: what it then asks for
+    starts at once, and not after a notice."""
+    spare_patience_ms: int = 86_400_000
+    """Who has waited for so long may borrow those as well."""
     moves: int = 0
     """How many leases at most may be on the move at once to make room for others: see ``defrag.py``. 0: none, ever."""
     power_weight: float = 0.0
@@ -49,6 +54,8 @@ def next_look_ms(view: FarmView, rules: Rules, tree: QuotaTree) -> int | None:
     for lease in waiting:
         at_ms = lease.ask.not_before_ms or 0
         times += [at_ms - rules.preempt_notice_ms, at_ms]
+        if rules.spare_gpus:
+            times.append(lease.created_ms + rules.spare_patience_ms)
     is_bounded = any(
         quota.committed_milli_gpu_ms < UNLIMITED for quota in (tree.default, *tree.quotas.values())
     )

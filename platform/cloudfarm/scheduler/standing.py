@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cloudfarm.domain.lease import Ask, Lease
+from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.quota import (
     EVERYTHING,
     NOTHING,
@@ -143,6 +144,25 @@ class Standing:
         """Whether a quota may take so much more without borrowing, with what is due to it already."""
         account = self.accounts[quota.id]
         return fit_together(quota.guarantee, account.held, account.due, amounts)
+
+    def idle_promise(self, waiting: Iterable[Lease]) -> int:
+        """Return how many whole GPUs a quota may still take without borrowing: the most of any that asks for nothing.
+
+        Args:
+            waiting: who asks.
+        """
+        asking = {quota.id for lease in waiting for quota in self.path(lease)}
+        most = 0
+        for quota_id in self.tree.quotas:
+            path = self.tree.path(quota_id)
+            if quota_id not in asking and not path[-1].is_project:
+                most = max(most, min(self._left(quota) for quota in path) // MILLI)
+        return most
+
+    def _left(self, quota: Quota) -> int:
+        """Return the milli-GPUs that a quota may still take without borrowing."""
+        account = self.accounts[quota.id]
+        return quota.guarantee.milli_gpus - (account.held + account.due).milli_gpus
 
     def has_claim(self, lease: Lease) -> bool:
         """Whether a lease is within the guarantee of any of its quotas, so that others may have to make room."""
