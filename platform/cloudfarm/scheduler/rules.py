@@ -28,8 +28,8 @@ class Rules:
     preempts: bool = True
     """Whether borrowed share is taken back at all."""
     spare_gpus: int = 0
-    """How many GPUs borrowers leave free while a tenant that asks for nothing is promised as many: what it then asks for
-    starts at once, and not after a notice."""
+    """How many GPUs borrowers leave free while a tenant that asks for nothing is promised as many: what it then asks
+    for starts at once, and not after a notice."""
     spare_patience_ms: int = 86_400_000
     """Who has waited for so long may borrow those as well."""
     moves: int = 0
