@@ -68,7 +68,8 @@ def test_a_model_is_registered_served_and_kept_apart(
     assert ask(farm, secret, "wind", {"nonsense": 1}).status_code == 422
 
     # The same name for another tenant is another service, and its coming and going does not touch ours.
-    before = replicas(farm, univ)
+    # (A process that is just writing its title has none; and a replica writes it at every request.)
+    before = until(lambda: replicas(farm, univ), "the title of the replica")
     assert len(before) == 1
     deploy(solar, "gale", "wind", gpus="0.5", replicas=2)
     other = key(solar)
@@ -76,7 +77,7 @@ def test_a_model_is_registered_served_and_kept_apart(
     with solar.client as client:
         client.delete("/v1/services/wind")
         until(lambda: not client.get("/v1/services"), "the other service to go")
-    assert replicas(farm, univ) == before
+    until(lambda: replicas(farm, univ) == before, "the same replica as before", 20)
     assert ask(farm, secret, "wind", example).status_code == 200
     assert ask(farm, other, "wind", example).status_code == 404
 
