@@ -4,10 +4,11 @@
 Every method may raise :class:`~cloudfarm.errors.CloudfarmError`; what else it raises is a bug.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.ledger import LedgerEntry
@@ -405,6 +406,17 @@ class Inference(Protocol):
 
     async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
         """Return the service's answer; raises InvalidInputError for what the service refuses, UnavailableError else."""
+
+    def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
+        """Yield the answer as it is made; closing the generator (``aclose``) stops the work in the engine.
+
+        Raises:
+            InvalidInputError: for what the engine refuses, with ``param`` and ``openai_code`` in its data.
+            UnavailableError: if no replica answers, or one dies on the way.
+        """
+
+    async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
+        """Return the texts' vectors; raises as :meth:`generate`."""
 
 
 class Nudge(Protocol):

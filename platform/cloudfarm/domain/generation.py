@@ -1,0 +1,87 @@
+"""What is asked of a language model and what it answers: in the farm's words, which are no engine's and no API's."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen, and when to stop."""
+
+    max_tokens: int | None = None
+    """At most so many for each choice; None: as many as the context has room for."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    """Texts at which to stop; none of them is part of the answer."""
+    seed: int | None = None
+    choices: int = 1
+    """How many answers to one prompt."""
+    ignore_eos: bool = False
+    """Go on to ``max_tokens`` whatever the model says: for measurements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A tenant's LoRA adapter on a served model."""
+
+    id: str
+    """Of the model version."""
+    name: str
+    uri: str
+    """Of its bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """``system``, ``user`` or ``assistant``."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A request: the conversation to go on with, or else the text."""
+
+    sampling: Sampling
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] = ""
+    """Text, or token ids."""
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the answer to a :class:`Generation`."""
+
+    index: int = 0
+    """Which choice."""
+    text: str = ""
+    tokens: int = 0
+    """Tokens generated for this piece; the sum over all pieces is what is charged, whatever text they gave."""
+    prompt_tokens: int = 0
+    """Of the whole request; in the first piece only, which comes before or with the first token."""
+    finish_reason: str | None = None
+    """``stop`` or ``length``, in the last piece of the choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A vector for each text, in their order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What an engine sends instead of an answer to a request that it cannot serve: the caller's mistake."""
+
+    detail: str
+    param: str | None = None
+    """The member of the request that is wrong."""
+    code: str = "invalid_value"
+    """As OpenAI's API names it, such as ``context_length_exceeded``."""
