@@ -1,6 +1,7 @@
 """From a job's model to an answer: registered, deployed on a lease of its own, called with a key, and kept apart."""
 
 import httpx
+import psutil
 import pytest
 
 from cloudfarm.errors import CloudfarmError
@@ -49,6 +50,21 @@ def replicas(farm: RunningFarm, tenant: Tenant) -> list[int]:
     )
 
 
+def listening(farm: RunningFarm) -> set[str]:
+    """Addresses on which any process of the farm listens."""
+    found = set()
+    for pid in farm.actor_pids("ray::") + farm.processes("CLOUDFARM_ROLE=control"):
+        try:
+            found |= {
+                connection.laddr.ip
+                for connection in psutil.Process(pid).net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
 def test_a_model_is_registered_served_and_kept_apart(
     farm: RunningFarm, tenants: tuple[Tenant, Tenant]
 ) -> None:
@@ -66,6 +82,7 @@ def test_a_model_is_registered_served_and_kept_apart(
     assert answer.status_code == 200, answer.text
     assert [step["minutes_ahead"] for step in answer.json()["forecast"]] == [10, 20, 30, 40, 50, 60]
     assert ask(farm, secret, "wind", {"nonsense": 1}).status_code == 422
+    assert listening(farm) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
     # The same name for another tenant is another service, and its coming and going does not touch ours.
     # (A process that is just writing its title has none; and a replica writes it at every request.)

@@ -67,9 +67,13 @@ def test_contradictory_environment_fails_the_import_of_ray(env, tmp_path):
 
 
 def test_wanted_patches_follow_the_environment():
-    assert set(wanted_patches({"CLOUDFARM_ROLE": "control"})) == {"ray._raylet"}
+    assert set(wanted_patches({"CLOUDFARM_ROLE": "control"})) == {"ray._raylet", "ray.serve._private.replica"}
     bare = {"CLOUDFARM_LEASE": "A"}
-    assert set(wanted_patches(bare)) == {"ray._raylet", "ray.serve._private.config"}
+    assert set(wanted_patches(bare)) == {
+        "ray._raylet",
+        "ray.serve._private.config",
+        "ray.serve._private.replica",
+    }
     assert set(wanted_patches({**bare, "CLOUDFARM_ROLE": "control"})) == set(wanted_patches(bare))
     full = {
         **bare,
@@ -282,6 +286,20 @@ def test_storage_path_becomes_the_default(monkeypatch):
     assert constants.DEFAULT_STORAGE_PATH == "/shared/runs"
     with pytest.raises(HookError):
         defaults.default_storage_path(SimpleNamespace())
+
+
+@pytest.mark.parametrize(("host", "address"), [("10.0.0.7", "10.0.0.7:0"), ("fd00::7", "[fd00::7]:0")])
+def test_replicas_listen_on_their_nodes_address_only(monkeypatch, host, address):
+    asked = []
+    replica = SimpleNamespace(
+        add_port_to_grpc_server=lambda server, address: asked.append((server, address)) or 9
+    )
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: host)
+    defaults.listen_on_own_address(replica)
+    assert replica.add_port_to_grpc_server("server", "[::]:0") == 9
+    assert asked == [("server", address)]
+    with pytest.raises(HookError):
+        defaults.listen_on_own_address(SimpleNamespace())
 
 
 def test_runs_without_a_name_are_named_by_job_and_order():

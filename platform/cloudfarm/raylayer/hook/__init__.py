@@ -11,6 +11,7 @@ Environment, set by whoever starts the Ray node, and inherited by all its worker
 |---|---|
 | `CLOUDFARM_LEASE=<id>` | tasks, actors, placement groups, Serve deployments get the selector `lease=<id>` |
 | `CLOUDFARM_ROLE=control` | head and base nodes: work that names no place gets `farm=control` |
+| either of these | replicas of Serve listen on their node's address only |
 | `CLOUDFARM_SIMULATED_GPUS=1` | Ray Train uses CPU devices where Ray announces simulated GPUs |
 | `CLOUDFARM_GPU_MEMORY_FRACTION=0.5` | torch's CUDA allocator is capped to that share of each device |
 | `CLOUDFARM_STORAGE_PATH=/path` | default `storage_path` of Ray Train and Ray Tune |
@@ -36,6 +37,9 @@ _CONFINE = {
     "ray._raylet": "cloudfarm.raylayer.hook.confine:confine_core_worker",
     "ray.serve._private.config": "cloudfarm.raylayer.hook.confine:confine_replica_config",
 }
+
+
+_LISTEN = {"ray.serve._private.replica": "cloudfarm.raylayer.hook.defaults:listen_on_own_address"}
 
 
 class HookError(RuntimeError):
@@ -77,12 +81,12 @@ def wanted_patches(environ: Mapping[str, str]) -> dict[str, str]:
     role = environ.get("CLOUDFARM_ROLE")
     if lease is None:
         if role == "control":
-            return {"ray._raylet": _CONFINE["ray._raylet"]}
+            return {"ray._raylet": _CONFINE["ray._raylet"], **_LISTEN}
         raise HookError(f"CLOUDFARM_ROLE={role!r} is not known; the only role is 'control'")
     if not lease:
         raise HookError("CLOUDFARM_LEASE is set but empty: this process would not be confined to any lease")
 
-    patches = dict(_CONFINE)
+    patches = {**_CONFINE, **_LISTEN}
     if environ.get("CLOUDFARM_SIMULATED_GPUS") == "1":
         patches["ray.air._internal.device_manager"] = "cloudfarm.raylayer.hook.devices:simulate_gpus"
         patches["ray.train.torch.config"] = "cloudfarm.raylayer.hook.devices:use_gloo"

@@ -1,4 +1,4 @@
-"""Defaults that stock code needs on a lease: shared storage, and the right raylet without PID namespaces."""
+"""Defaults that stock code needs on a farm: shared storage, the right raylet without PID namespaces, one address."""
 
 from __future__ import annotations
 
@@ -37,6 +37,28 @@ def name_runs_by_job(config: Any) -> None:
         raise HookError("ray.train.v2.api.config has no date_str: preempted runs could not be resumed")
     numbers = itertools.count(1)
     config.date_str = lambda: f"{os.environ['CLOUDFARM_JOB']}-{next(numbers)}"
+
+
+def listen_on_own_address(replica: Any) -> None:
+    """Make Serve's replicas listen on their node's address only, where their callers look for them.
+
+    Each has a gRPC server for other replicas, which Serve opens on every address of the machine.
+
+    Raises:
+        HookError: Serve opens it otherwise than the hook knows.
+    """
+    if not hasattr(replica, "add_port_to_grpc_server"):
+        raise HookError("ray.serve._private.replica has changed: replicas would listen on every address")
+    add_port = replica.add_port_to_grpc_server
+
+    def add_port_here(server: Any, address: str) -> Any:
+        """Open the address's port on the node's own address."""
+        import ray.util  # noqa: PLC0415 - the module that is patched has imported it
+
+        host, port = ray.util.get_node_ip_address(), address.rpartition(":")[2]
+        return add_port(server, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+    replica.add_port_to_grpc_server = add_port_here
 
 
 def join_own_raylet(services: Any) -> None:
