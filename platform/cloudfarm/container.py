@@ -166,7 +166,7 @@ def build_api_context(settings: Settings) -> "ApiContext":
     from cloudfarm.raylayer.jobs import RayLogs  # noqa: PLC0415
     from cloudfarm.raylayer.paths import FarmPaths  # noqa: PLC0415
     from cloudfarm.raylayer.ray_http import RayHttp  # noqa: PLC0415
-    from cloudfarm.raylayer.serving import ServeInference  # noqa: PLC0415
+    from cloudfarm.raylayer.serve_inference import ServeInference  # noqa: PLC0415
     from cloudfarm.raylayer.steward_actor import ActorNudge  # noqa: PLC0415
 
     paths = FarmPaths.of(settings)

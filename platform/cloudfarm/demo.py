@@ -102,7 +102,7 @@ class Demo:
 
         job = self.train(farm, univ, data)
         self.report["job"] = job
-        model = univ.get("/v1/models")[-1]
+        model = univ.get("/v1/model-versions")[-1]
         self.say(f"registered as [bold]{model['ref']}[/bold]")
 
         self.say(f"[bold]cloudfarm deploy {model['ref']} --gpus 0.25[/bold]")

@@ -79,6 +79,10 @@ class Settings(BaseSettings):
     """Largest working-dir package."""
     max_body_bytes: int = Field(default=1024**2, ge=1024)
     """Largest body of any other request."""
+    max_open_requests: int = Field(default=4096, ge=1)
+    """Requests to services that the front door answers at once."""
+    max_open_requests_of_key: int = Field(default=1024, ge=1)
+    """How many of them may be of one key."""
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024)
     """How much of a job's log is kept, counted from its end."""
 

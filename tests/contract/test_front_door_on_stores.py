@@ -73,7 +73,7 @@ async def test_no_name_makes_a_database_stumble(door: FrontDoor, name):
         ("GET", f"/api/jobs/{name}/logs", None),
         ("GET", f"/v1/leases/{name}", None),
         ("POST", f"/v1/leases/{name}/extend", {"hours": 1}),
-        ("GET", f"/v1/models/{name}", None),
+        ("GET", f"/v1/model-versions/{name}", None),
         ("GET", f"/v1/services/{name}", None),
         ("POST", f"/v1/services/{name}/predict", {}),
         ("DELETE", f"/v1/tokens/{name}", None),

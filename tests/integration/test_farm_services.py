@@ -16,7 +16,7 @@ def publish(tenant: Tenant, name: str) -> dict:
     ended = tenant.wait_job(job)
     assert ended["status"] == "SUCCEEDED", ended["message"] + tenant.logs(job)[-2000:]
     with tenant.client as client:
-        return client.get(f"/v1/models/{name}")
+        return client.get(f"/v1/model-versions/{name}")
 
 
 def deploy(tenant: Tenant, model: str, name: str, gpus: str = "0.25", replicas: int = 1) -> dict:

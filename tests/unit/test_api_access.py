@@ -8,12 +8,21 @@ import re
 
 import pytest
 
+from cloudfarm.domain.bundles import TEXT_EMBEDDING
 from cloudfarm.domain.status import JobStatus
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
-from cloudfarm.testing.http_checks import FakeWebSocket, assert_problem
+from cloudfarm.testing.http_checks import FakeWebSocket, assert_problem, assert_refused
 
 OPEN = {("GET", "/healthz"), ("DELETE", "/v1/session")}
-FOR_KEYS = {("POST", "/v1/services/{name}/predict")}
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+FOR_KEYS = {
+    ("POST", "/v1/services/{name}/predict"),
+    ("POST", CHAT),
+    ("POST", COMPLETIONS),
+    ("POST", EMBEDDINGS),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+}
 FOR_OPERATORS = {
     ("POST", "/v1/tenants"),
     ("PATCH", "/v1/tenants/{tenant}"),
@@ -35,6 +44,9 @@ BODIES = {
     ("POST", "/v1/leases/{lease_id}/extend"): {"hours": 1},
     ("POST", "/v1/services"): {"model": "wind", "name": "fresh"},
     ("POST", "/v1/services/{name}/predict"): {"x": 1},
+    ("POST", CHAT): {"model": "talk", "messages": [{"role": "user", "content": "hello"}]},
+    ("POST", COMPLETIONS): {"model": "talk", "prompt": "hello"},
+    ("POST", EMBEDDINGS): {"model": "meaning", "input": "hello"},
 }
 PACKAGE = "_ray_pkg_0123456789abcdef.zip"
 
@@ -56,6 +68,8 @@ async def things_of_alpha(door: FrontDoor) -> dict[str, str]:
     await door.submit(submission_id="train-1")
     await door.model("wind")
     await door.call("alpha.member", "POST", "/v1/services", json={"model": "wind"})
+    await door.serve("talk")
+    await door.serve("meaning", TEXT_EMBEDDING)
     async with door.client("alpha.member") as client:
         await client.put(f"/api/packages/gcs/{PACKAGE}", content=b"PK")
     return {
@@ -65,6 +79,7 @@ async def things_of_alpha(door: FrontDoor) -> dict[str, str]:
         "lease_id": lease["id"],
         "submission_id": "train-1",
         "ref": "wind",
+        "model": "talk",
         "name": "wind",
         "protocol": "gcs",
         "host": "h0",
@@ -95,6 +110,7 @@ async def test_the_document_lists_the_routes_that_the_design_promises(door: Fron
         "/api/component_activities",
         "/v1/leases/{lease_id}/extend",
         "/v1/services/{name}/predict",
+        CHAT,
         "/v1/usage",
         "/v1/events",
         "/v1/farm",
@@ -151,7 +167,7 @@ async def test_no_token(door: FrontDoor):
     for method, path in routes(door):
         if (method, path) not in OPEN:
             _, answer = await call(door, None, method, path, things)
-            assert_problem(answer, 401, "unauthenticated")
+            assert_refused(answer, 401, "unauthenticated")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +206,7 @@ async def test_a_viewer_may_not_write(door: FrontDoor):
     for method, path in routes(door):
         if method != "GET" and (method, path) not in OPEN | FOR_VIEWERS:
             _, answer = await call(door, "alpha.viewer", method, path, things)
-            assert_problem(answer, 403, "forbidden")
+            assert_refused(answer, 403, "forbidden")
 
 
 async def test_a_member_may_not_manage_tokens_and_an_admin_not_the_farm(door: FrontDoor):
@@ -204,7 +220,7 @@ async def test_a_member_may_not_manage_tokens_and_an_admin_not_the_farm(door: Fr
             assert_problem(answer, 403, "forbidden")
 
 
-async def test_a_key_opens_one_route(door: FrontDoor):
+async def test_a_key_opens_the_services_and_nothing_else(door: FrontDoor):
     things = await things_of_alpha(door)
     await door.start_service("wind")
     for method, path in routes(door):
@@ -272,7 +288,7 @@ async def test_the_log_socket_refuses_as_the_other_routes_do(door: FrontDoor):
 
 async def test_tenants_lists_are_apart(door: FrontDoor):
     await things_of_alpha(door)
-    for path in ("/api/jobs/", "/v1/leases", "/v1/services", "/v1/models", "/v1/events"):
+    for path in ("/api/jobs/", "/v1/leases", "/v1/services", "/v1/model-versions", "/v1/events"):
         assert (await door.call("beta.admin", "GET", path)).json() == []
         assert (await door.call("alpha.admin", "GET", path)).json() != []
     assert [each["id"] for each in (await door.call("beta.viewer", "GET", "/v1/tenants")).json()] == ["beta"]

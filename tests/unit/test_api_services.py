@@ -24,12 +24,12 @@ async def deploy(door: FrontDoor, **fields):
 
 
 async def test_models(door: FrontDoor):
-    listed = (await door.call("alpha.viewer", "GET", "/v1/models")).json()
+    listed = (await door.call("alpha.viewer", "GET", "/v1/model-versions")).json()
     assert [each["ref"] for each in listed] == ["wind:1", "wind:2"]
-    assert (await door.call("alpha.viewer", "GET", "/v1/models/wind")).json()["number"] == 2
-    assert (await door.call("alpha.viewer", "GET", "/v1/models/wind:1")).json()["number"] == 1
+    assert (await door.call("alpha.viewer", "GET", "/v1/model-versions/wind")).json()["number"] == 2
+    assert (await door.call("alpha.viewer", "GET", "/v1/model-versions/wind:1")).json()["number"] == 1
     for ref in ("wind:3", "wind:0", "wind:x", "sun", "wind:1:1", "wind:99999999999"):
-        assert_problem(await door.call("alpha.viewer", "GET", f"/v1/models/{ref}"), 404, "not_found")
+        assert_problem(await door.call("alpha.viewer", "GET", f"/v1/model-versions/{ref}"), 404, "not_found")
 
 
 async def test_deploy(door: FrontDoor):

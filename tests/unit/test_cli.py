@@ -88,7 +88,9 @@ def test_a_refusal_is_one_line_and_exit_code_1(monkeypatch, farm, capsys) -> Non
 
 def test_a_farm_that_does_not_answer_is_exit_code_3(monkeypatch, farm, capsys) -> None:
     answers, _ = farm
-    answers["GET", "/v1/models"] = httpx.Response(503, json={"code": "unavailable", "detail": "try again"})
+    answers["GET", "/v1/model-versions"] = httpx.Response(
+        503, json={"code": "unavailable", "detail": "try again"}
+    )
     assert run(monkeypatch, "models") == 3
     assert "[unavailable]" in capsys.readouterr().err
 

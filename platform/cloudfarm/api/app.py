@@ -13,6 +13,7 @@ from cloudfarm.api.routers import (
     dashboard,
     farm,
     leases,
+    openai,
     quotas,
     ray_jobs,
     ray_packages,
@@ -20,7 +21,9 @@ from cloudfarm.api.routers import (
     session,
     tenants,
 )
-from cloudfarm.usecases.inference import Gate
+from cloudfarm.usecases.inference import Calls
+from cloudfarm.usecases.open_requests import OpenRequests
+from cloudfarm.usecases.routing import Gate
 
 DASHBOARD_TIMEOUT_S = 60.0
 
@@ -37,9 +40,25 @@ def create_app(context: ApiContext) -> FastAPI:
         lifespan=_dashboard_client,
     )
     app.state.context = context
-    app.state.gate = Gate(context.store, context.clock)
+    app.state.calls = Calls(
+        Gate(context.store, context.clock),
+        context.meter,
+        OpenRequests(context.settings.max_open_requests, context.settings.max_open_requests_of_key),
+        context.inference,
+    )
     install_handlers(app)
-    for module in (ray_jobs, ray_packages, tenants, session, leases, services, quotas, farm, dashboard):
+    for module in (
+        ray_jobs,
+        ray_packages,
+        tenants,
+        session,
+        leases,
+        services,
+        openai,
+        quotas,
+        farm,
+        dashboard,
+    ):
         app.include_router(module.router)
     app.add_middleware(
         BodyLimit, max_bytes=context.settings.max_body_bytes, streamed_prefix=ray_packages.PREFIX

@@ -1,6 +1,6 @@
 """What the front door is made of; the composition root fills it in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Annotated
 
@@ -10,7 +10,8 @@ from starlette.requests import HTTPConnection
 from cloudfarm.clock import Clock
 from cloudfarm.ports import Artifacts, Inference, LiveLogs, Nudge, Store
 from cloudfarm.settings import Settings
-from cloudfarm.usecases.inference import Gate
+from cloudfarm.usecases.inference import Calls
+from cloudfarm.usecases.metering import Meter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class ApiContext:
     live_logs: LiveLogs
     inference: Inference
     nudge: Nudge
+    meter: Meter = field(default_factory=Meter)
     dashboard_url: str = ""
     """Base URL of the Ray dashboard; empty means that there is none to show."""
     ray_token: str = ""
@@ -45,11 +47,11 @@ async def get_context(connection: HTTPConnection) -> ApiContext:
 Context = Annotated[ApiContext, Depends(get_context)]
 
 
-async def get_gate(connection: HTTPConnection) -> Gate:
-    """Return the application's gate to the services."""
-    gate: Gate = connection.app.state.gate
-    return gate
+async def get_calls(connection: HTTPConnection) -> Calls:
+    """Return the application's calls to services."""
+    calls: Calls = connection.app.state.calls
+    return calls
 
 
-ServiceGate = Annotated[Gate, Depends(get_gate)]
-"""Who may call which service."""
+ServiceCalls = Annotated[Calls, Depends(get_calls)]
+"""The way to the services."""

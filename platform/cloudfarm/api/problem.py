@@ -2,7 +2,8 @@
 
 ``{"type": "urn:cloudfarm:error:<code>", "title", "status", "detail", "code", "instance", ...}``; further
 members are the error's own data. Ray's clients print the whole text of an answer, so routes below ``/api/``
-answer with the sentence alone, ``<detail> (<code>)``, unless JSON is asked for.
+answer with the sentence alone, ``<detail> (<code>)``, unless JSON is asked for. Routes of OpenAI's API answer as
+their clients expect: see :mod:`cloudfarm.api.openai_errors`.
 """
 
 import json
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from cloudfarm.api import openai_errors
 from cloudfarm.errors import CloudfarmError, InvalidInputError, NotFoundError
 from cloudfarm.usecases.access import quoted
 
@@ -65,6 +67,9 @@ def problem_response(connection: HTTPConnection, error: CloudfarmError) -> Respo
         # Ray's client puts a full stop behind the text.
         text = f"{error.detail.rstrip('.')} ({error.code})".encode(errors="backslashreplace")
         return Response(text, error.status, headers, media_type="text/plain")
+    if openai_errors.is_openai(path):
+        answer = json.dumps(openai_errors.error_body(error))
+        return Response(answer, openai_errors.status_of(error), headers, media_type="application/json")
     # ASCII only: the detail may quote a stranger's text, which need not be encodable.
     body = json.dumps(problem_body(error, quote(path)))
     return Response(body, error.status, headers, media_type=PROBLEM_JSON)
@@ -91,7 +96,12 @@ def install_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
-        return problem_response(request, from_validation(error.errors()))
+        read = (
+            openai_errors.from_validation
+            if openai_errors.is_openai(request.scope["path"])
+            else from_validation
+        )
+        return problem_response(request, read(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else

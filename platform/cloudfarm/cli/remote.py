@@ -247,7 +247,7 @@ def whoami(*, as_json: JsonOption = False) -> None:
 def models(*, as_json: JsonOption = False) -> None:
     """List model versions."""
     with connect() as farm:
-        found = farm.get("/v1/models")
+        found = farm.get("/v1/model-versions")
     if not as_json:
         found = [
             {**model, **{key: model["manifest"].get(key) for key in ("kind", "metrics")}} for model in found

@@ -1,4 +1,4 @@
-"""The one Serve configuration of the farm, and calls to the services in it.
+"""The one Serve configuration of the farm.
 
 ``PUT /api/serve/applications/`` replaces every application, so only the steward makes it, from the whole of what
 should run: one tenant's change never touches another's application, which stays byte for byte the same in it.
@@ -11,7 +11,6 @@ from typing import Any
 
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.workload import ModelVersion, ServeApp, Service
-from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.raylayer.ray_http import RayHttp
 
 FRONT_DOOR = "front-door"
@@ -91,39 +90,3 @@ def _application(service: Service, model: ModelVersion, lease: Lease) -> dict[st
             "ray_actor_options": options,
         },
     }
-
-
-class ServeInference:
-    """Implements :class:`cloudfarm.ports.Inference` with Serve's handles; lives in a Serve replica."""
-
-    def __init__(self) -> None:
-        self._handles: dict[str, Any] = {}
-
-    async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
-        """Return the service's answer.
-
-        Raises:
-            InvalidInputError: for a payload that the service refuses.
-            UnavailableError: if no replica answers in time.
-        """
-        from ray import serve  # noqa: PLC0415 - only inside a replica
-        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
-
-        try:
-            handle = self._handles.get(app_name)
-            if handle is None:
-                handle = serve.get_app_handle(app_name)
-                self._handles[app_name] = handle
-            answer = await asyncio.wait_for(_await(handle.handle.remote(dict(payload))), timeout_s)
-        except (RayServeException, TimeoutError) as error:
-            self._handles.pop(app_name, None)
-            raise UnavailableError(
-                f"service {app_name.partition('.')[2]} does not answer just now"
-            ) from error
-        if "error" in answer:
-            raise InvalidInputError(str(answer["error"].get("detail", "the service refused the input")))
-        return dict(answer)
-
-
-async def _await(response: Any) -> Any:
-    return await response

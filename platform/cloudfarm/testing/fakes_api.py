@@ -1,12 +1,15 @@
 """What the front door talks to besides the store, with knobs: logs, services, the steward's bell."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.domain.workload import Job
-from cloudfarm.errors import InvalidInputError, UnavailableError
+from cloudfarm.errors import InvalidInputError, TooManyError, UnavailableError
+from cloudfarm.usecases.metering import Meter, Use
+from cloudfarm.usecases.routing import Route
 
 
 def _name(job: Job) -> str:
@@ -82,22 +85,108 @@ class FakeLiveLogs:
 
 @dataclass(slots=True)
 class FakeInference:
-    """Implements :class:`cloudfarm.ports.Inference`: answers with the payload it got."""
+    """Implements :class:`cloudfarm.ports.Inference`: answers with what it got.
+
+    A language model says the words of its prompt, one a piece and a token, and then one more token for the end.
+    """
 
     calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    generations: list[tuple[str, Generation]] = field(default_factory=list)
     down: bool = False
     refusal: str = ""
     """What a service says of a payload that it refuses."""
+    refused: tuple[str, str] | None = None
+    """The parameter that it names, and OpenAI's code."""
+    break_after: int | None = None
+    """Let the replica die after so many pieces of an answer."""
+    stall_after: int | None = None
+    """Let it say nothing more after so many pieces."""
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when an answer has come to that."""
+    given: list[Piece] = field(default_factory=list)
+    """Every piece that was taken from it."""
+    open: int = 0
+    """Answers that are being made now."""
 
     async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
         """Return the payload, as the knobs have it."""
         assert timeout_s > 0
+        self._check()
+        self.calls.append((app_name, payload))
+        return {"app": app_name, "echo": dict(payload)}
+
+    async def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
+        """Yield the prompt's words, as the knobs have it."""
+        self._check()
+        self.generations.append((app_name, request))
+        self.open += 1
+        try:
+            for count, piece in enumerate(_pieces(request)):
+                if count == self.break_after:
+                    raise UnavailableError("the replica has died")
+                if count == self.stall_after:
+                    self.stalled.set()
+                    await asyncio.Event().wait()
+                await asyncio.sleep(0)
+                self.given.append(piece)
+                yield piece
+        finally:
+            self.open -= 1
+
+    async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
+        """Return for each text its length and a quarter."""
+        self._check()
+        if self.stall_after is not None:
+            self.stalled.set()
+            self.open += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.open -= 1
+        return Embeddings(
+            tuple((float(len(text)), 0.25) for text in texts), sum(len(text.split()) for text in texts)
+        )
+
+    def _check(self) -> None:
         if self.down:
             raise UnavailableError("no replica answers just now")
         if self.refusal:
-            raise InvalidInputError(self.refusal)
-        self.calls.append((app_name, payload))
-        return {"app": app_name, "echo": dict(payload)}
+            param, code = self.refused or (None, "invalid_value")
+            data = {"param": param, "openai_code": code} if self.refused else {}
+            raise InvalidInputError(self.refusal, **data)
+
+
+def _pieces(request: Generation) -> Iterator[Piece]:
+    """Yield what the fake model says."""
+    sampling = request.sampling
+    prompt = " ".join(map(str, request.prompt)) if isinstance(request.prompt, tuple) else request.prompt
+    words = (request.messages[-1].content if request.messages else prompt).split()
+    yield Piece(prompt_tokens=len(words))
+    limit = len(words) + 1 if sampling.max_tokens is None else sampling.max_tokens
+    for index in range(sampling.choices):
+        for place, word in enumerate(words[:limit]):
+            yield Piece(index, (" " if place else "") + word, tokens=1)
+        if limit > len(words):
+            yield Piece(index, tokens=1, finish_reason="stop")
+        else:
+            yield Piece(index, finish_reason="length")
+
+
+class FakeMeter(Meter):
+    """A meter that keeps every use and refuses on demand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uses: list[tuple[Route, Use]] = []
+        self.limit: TooManyError | None = None
+
+    def begin(self, route: Route) -> Use:
+        """Begin a request, unless a limit is reached."""
+        if self.limit is not None:
+            raise self.limit
+        use = Use()
+        self.uses.append((route, use))
+        return use
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """The front door in memory: two tenants with a token for each role, and what a steward would do, by hand."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 
 from cloudfarm.api import ApiContext, create_app
 from cloudfarm.artifacts import FileArtifacts
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, version_of
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.ledger import LedgerEntry, amount
 from cloudfarm.domain.status import JobStatus, LeaseStatus, ServiceStatus, transition
@@ -20,7 +22,7 @@ from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.fake_farm import make_host
-from cloudfarm.testing.fakes_api import FakeInference, FakeLiveLogs, FakeNudge
+from cloudfarm.testing.fakes_api import FakeInference, FakeLiveLogs, FakeMeter, FakeNudge
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases import paths
 
@@ -42,6 +44,7 @@ class FrontDoor:
     clock: ManualClock
     live_logs: FakeLiveLogs
     inference: FakeInference
+    meter: FakeMeter
     nudge: FakeNudge
     tokens: dict[str, str] = field(default_factory=dict)
 
@@ -153,19 +156,33 @@ class FrontDoor:
             )
             await uow.commit()
 
-    async def model(self, name: str = "wind", tenant: str = "alpha") -> ModelVersion:
-        """Register a model that the farm can serve."""
+    async def model(self, name: str = "wind", tenant: str = "alpha", **manifest: Any) -> ModelVersion:
+        """Register a model that the farm can serve, with these members of its manifest."""
         async with self.store.begin() as uow:
             model = await uow.models.register(
                 tenant=tenant,
                 name=name,
                 uri=f"/models/{name}",
                 job_id=None,
-                manifest={"kind": "windpower-forecaster"},
+                manifest={"kind": "windpower-forecaster", **manifest},
                 now_ms=self.clock.now_ms(),
             )
             await uow.commit()
         return model
+
+    async def serve(self, name: str, kind: str = CAUSAL_LM, tenant: str = "alpha") -> ModelVersion:
+        """Register a model whose weights are its name's, and make a service of that name run it."""
+        weights = {"model.safetensors": {"bytes": 1, "sha256": hashlib.sha256(name.encode()).hexdigest()}}
+        model = await self.model(name, tenant, kind=kind, files=weights)
+        body = {"model": name, "gpus": 0.25}
+        answer = await self.call(f"{tenant}.member", "POST", "/v1/services", json=body)
+        assert answer.status_code == 201, answer.text  # noqa: PLR2004 - a test helper
+        await self.start_service(name, tenant)
+        return model
+
+    async def adapter(self, name: str, base: ModelVersion, tenant: str = "alpha") -> ModelVersion:
+        """Register an adapter for the weights of another model."""
+        return await self.model(name, tenant, kind=LORA_ADAPTER, spec={"base": version_of(base.manifest)})
 
     async def start_service(self, name: str, tenant: str = "alpha") -> None:
         """Make a service run."""
@@ -186,7 +203,7 @@ async def open_front_door(
 ) -> AsyncIterator[FrontDoor]:
     """Open a front door over an empty store, by default in memory; its files go into the folder."""
     store, clock = store or MemoryStore(), ManualClock()
-    live_logs, inference, nudge = FakeLiveLogs(), FakeInference(), FakeNudge()
+    live_logs, inference, meter, nudge = FakeLiveLogs(), FakeInference(), FakeMeter(), FakeNudge()
     context = ApiContext(
         store=store,
         clock=clock,
@@ -194,10 +211,11 @@ async def open_front_door(
         artifacts=FileArtifacts(str(folder / "artifacts")),
         live_logs=live_logs,
         inference=inference,
+        meter=meter,
         nudge=nudge,
         log_poll_s=0.0,
     )
-    door = FrontDoor(context, create_app(context), store, clock, live_logs, inference, nudge)
+    door = FrontDoor(context, create_app(context), store, clock, live_logs, inference, meter, nudge)
     async with store.begin() as uow:
         await uow.put_hosts(hosts)
         await _add_credential(uow, door, None, Role.OPERATOR)

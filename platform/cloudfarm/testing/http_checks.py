@@ -9,6 +9,8 @@ from urllib.parse import unquote
 import httpx
 from fastapi import FastAPI
 
+from cloudfarm.api.openai_errors import is_openai
+
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """Check an error's answer and return its body. This is the specification of errors.
@@ -42,6 +44,99 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, 
     assert body["title"]
     assert body["detail"]
     return body
+
+
+OPENAI_TYPES = {401: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def assert_openai_error(
+    answer: httpx.Response, status: int, code: str, *, param: str | None = None
+) -> dict[str, Any]:
+    """Check an error's answer on a route of OpenAI's API and return the error.
+
+    - The body is ``{"error": {"message", "type", "param", "code"}}``; further members are the error's own data.
+    - ``param`` is the member of the request that is wrong. A value that can never be right is 400.
+    - Headers are as :func:`assert_problem` says, and nothing of the inside is shown.
+    """
+    assert answer.status_code == status, f"{answer.status_code} {answer.text}"
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-cloudfarm-error"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert ("www-authenticate" in answer.headers) == (status == 401)  # noqa: PLR2004
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    for inside in ("Traceback", "cloudfarm.", ".py", "pydantic"):
+        assert inside not in answer.text
+    body = json.loads(answer.content)
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert error["message"]
+    kind = "server_error" if status >= 500 else OPENAI_TYPES.get(status, "invalid_request_error")  # noqa: PLR2004
+    assert (error["type"], error["code"], error["param"]) == (kind, code, param)
+    return error
+
+
+def assert_refused(answer: httpx.Response, status: int, code: str) -> None:
+    """Check an error's answer in the shape of its route, whichever that is."""
+    if is_openai(answer.url.path):
+        assert answer.headers["x-cloudfarm-error"] == code
+        error = answer.json()["error"]
+        assert_openai_error(answer, status, error["code"], param=error["param"])
+    else:
+        assert_problem(answer, status, code)
+
+
+class FakeClient:
+    """A client of an ASGI application without a server between them: it reads as it likes, and may go away.
+
+    The application can be one message ahead of what the client has read, as with a full socket.
+    """
+
+    def __init__(self, app: FastAPI, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> None:
+        self._app = app
+        content = json.dumps(body).encode()
+        sent = {"content-type": "application/json", **headers}
+        self._scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in sent.items()],
+            "server": ("farm.test", 80),
+            "scheme": "http",
+            "http_version": "1.1",
+            "root_path": "",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+        }
+        self._to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._to_app.put_nowait({"type": "http.request", "body": content, "more_body": False})
+        self._from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=1)
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Send the request."""
+        self._task = asyncio.create_task(
+            self._app(self._scope, self._to_app.get, self._from_app.put),  # type: ignore[arg-type]
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Go away."""
+        await self.go()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the application's next message."""
+        return await asyncio.wait_for(self._from_app.get(), timeout=10)
+
+    async def go(self) -> None:
+        """Close the connection, and wait until the application is done with it."""
+        if self._task is not None:
+            self._to_app.put_nowait({"type": "http.disconnect"})
+            while not self._task.done() and not self._from_app.empty():
+                self._from_app.get_nowait()  # what was under way is lost
+                await asyncio.sleep(0)
+            await asyncio.wait_for(self._task, timeout=10)
+            self._task = None
 
 
 class FakeWebSocket:

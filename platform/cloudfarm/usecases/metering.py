@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from cloudfarm.usecases.routing import Route
+
 
 @dataclass(slots=True)
 class Use:
@@ -27,8 +29,9 @@ class Meter:
 
     under_way: list[Use] = field(default_factory=list)
 
-    def begin(self) -> Use:
+    def begin(self, route: Route) -> Use:
         """Begin a request."""
+        assert route.key_id  # noqa: S101 - whose it is
         use = Use()
         self.under_way.append(use)
         return use

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.bundles import CAUSAL_LM, TEXT_EMBEDDING
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Lease
 from cloudfarm.domain.quantities import MAX_HOURS, Shape, parse_count, parse_shape
@@ -23,7 +24,11 @@ from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
 from cloudfarm.usecases.asks import build_ask, build_project, check_ask
 from cloudfarm.usecases.models import find_model
 
-PROGRAMS: Mapping[str, str] = {"windpower-forecaster": "services.forecasts:app"}
+PROGRAMS: Mapping[str, str] = {
+    "windpower-forecaster": "services.forecasts:app",
+    CAUSAL_LM: "services.completions:app",
+    TEXT_EMBEDDING: "services.embeddings:app",
+}
 """The program that serves each kind of model. Tenants write the manifests: they may choose, not name one."""
 MAX_REPLICAS = 64
 

@@ -7,19 +7,19 @@ from fastapi import APIRouter
 
 from cloudfarm.api import schemas
 from cloudfarm.api.auth import Member, Secret, Viewer
-from cloudfarm.api.context import Context, ServiceGate
-from cloudfarm.usecases import inference, models, services
+from cloudfarm.api.context import Context, ServiceCalls
+from cloudfarm.usecases import models, services
 
 router = APIRouter(prefix="/v1", tags=["Models and services"])
 
 
-@router.get("/models")
+@router.get("/model-versions")
 async def list_models(caller: Viewer, context: Context) -> list[schemas.ModelOut]:
     """Return the tenant's model versions."""
     return [schemas.ModelOut.of(model) for model in await models.list_models(context.store, caller)]
 
 
-@router.get("/models/{ref}")
+@router.get("/model-versions/{ref}")
 async def show_model(ref: str, caller: Viewer, context: Context) -> schemas.ModelOut:
     """Return ``name:number``, or the newest version of ``name``."""
     return schemas.ModelOut.of(await models.get_model(context.store, caller, ref))
@@ -73,7 +73,7 @@ async def delete(name: str, caller: Member, context: Context) -> dict[str, str]:
 
 @router.post("/services/{name}/predict")
 async def predict(
-    name: str, secret: Secret, gate: ServiceGate, context: Context, body: schemas.JsonBody
+    name: str, secret: Secret, calls: ServiceCalls, body: schemas.JsonBody
 ) -> Mapping[str, Any]:
-    """Call a service: the one route that API keys open."""
-    return await inference.predict(gate, context.inference, secret, name, body)
+    """Call a service."""
+    return await calls.predict(secret, name, body)

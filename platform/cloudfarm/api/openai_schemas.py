@@ -1,0 +1,241 @@
+"""Bodies of OpenAI's API, as far as the farm knows them.
+
+What it does not do is refused, not ignored, unless it is asked for in a way that changes nothing (``tools: null``).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from cloudfarm.api.openai_errors import ParameterError
+from cloudfarm.domain.generation import Generation, Message, Sampling
+
+MAX_MESSAGES = 2048
+MAX_PARTS = 256
+MAX_PROMPT_TOKENS = 1 << 17
+MAX_INPUTS = 2048
+MAX_TOKENS = 1 << 20
+COMPLETION_TOKENS = 16
+"""What a completion is long that does not say, as OpenAI has it; a chat goes on until the model ends it."""
+_INT64 = 1 << 63
+
+
+def _neutral(*values: Any) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value is None or any(value == each and type(value) is type(each) for each in values):
+            return None
+        raise ParameterError("this farm does not do that", code="unsupported_parameter")
+
+    return check
+
+
+Unsupported = Annotated[Any, AfterValidator(_neutral())]
+"""A member that may be there if it is null."""
+UnsupportedFlag = Annotated[Any, AfterValidator(_neutral(False))]
+UnsupportedList = Annotated[Any, AfterValidator(_neutral([]))]
+UnsupportedMap = Annotated[Any, AfterValidator(_neutral({}))]
+UnsupportedText = Annotated[Any, AfterValidator(_neutral(""))]
+PlainText = Annotated[Any, AfterValidator(_neutral({"type": "text"}))]
+Ignored = Annotated[Any, Field(description="Accepted; it changes nothing here.")]
+
+Number = StrictInt | StrictFloat
+Name = Annotated[StrictStr, Field(min_length=1, max_length=300)]
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000)]
+TokenId = Annotated[StrictInt, Field(ge=0, lt=1 << 31)]
+
+
+class OpenAiBody(BaseModel):
+    """A request to an OpenAI-compatible route."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: Name
+    user: Ignored = None
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells besides the text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    include_usage: StrictBool | None = None
+    include_obfuscation: Ignored = None
+
+
+class SampledBody(OpenAiBody):
+    """What chats and completions have in common."""
+
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=8)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-_INT64, lt=_INT64)] | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: StrictBool | None = None
+    logit_bias: UnsupportedMap = None
+
+    @model_validator(mode="after")
+    def _streams_only(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ParameterError("this is for streams only: set stream to true", param="stream_options")
+        return self
+
+    @property
+    def choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream is to end with what it used."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def _sampling(self, max_tokens: int | None) -> Sampling:
+        def given(value: float | None, default: float) -> float:
+            return default if value is None else float(value)
+
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=given(self.temperature, 1.0),
+            top_p=given(self.top_p, 1.0),
+            presence_penalty=given(self.presence_penalty, 0.0),
+            frequency_penalty=given(self.frequency_penalty, 0.0),
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            seed=self.seed,
+            choices=self.choices,
+            ignore_eos=bool(self.ignore_eos),
+        )
+
+
+class TextPart(BaseModel):
+    """A part of a message; images, sound and files are none that the farm's models read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ChatMessage(BaseModel):
+    """A turn of a conversation; also as the client's library writes down an answer of ours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: StrictStr | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+    name: Unsupported = None
+    refusal: Unsupported = None
+    annotations: UnsupportedList = None
+    audio: Unsupported = None
+    tool_calls: UnsupportedList = None
+    function_call: Unsupported = None
+
+    def message(self) -> Message:
+        """Return it in the farm's words; ``developer`` is what newer clients call ``system``."""
+        role = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role, text)
+
+
+class ChatBody(SampledBody):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
+    metadata: Ignored = None
+    store: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
+    parallel_tool_calls: Ignored = None
+    logprobs: UnsupportedFlag = None
+    top_logprobs: Annotated[Any, AfterValidator(_neutral(0))] = None
+    tools: UnsupportedList = None
+    tool_choice: Annotated[Any, AfterValidator(_neutral("none", "auto"))] = None
+    functions: UnsupportedList = None
+    function_call: Annotated[Any, AfterValidator(_neutral("none", "auto"))] = None
+    response_format: PlainText = None
+    modalities: Annotated[Any, AfterValidator(_neutral(["text"]))] = None
+    audio: Unsupported = None
+    moderation: Unsupported = None
+    prediction: Unsupported = None
+    reasoning_effort: Unsupported = None
+    verbosity: Unsupported = None
+    web_search_options: Unsupported = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        if both and self.max_tokens != self.max_completion_tokens:
+            raise ParameterError(
+                "max_completion_tokens says something else: give one of them", param="max_tokens"
+            )
+        return self
+
+    def generation(self) -> Generation:
+        """Return the request in the farm's words."""
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return Generation(self._sampling(most), messages=tuple(each.message() for each in self.messages))
+
+
+class CompletionBody(SampledBody):
+    """``POST /v1/completions``: one prompt, as text or as token ids."""
+
+    prompt: (
+        Annotated[StrictStr, Field(min_length=1)]
+        | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+        | Annotated[list[Annotated[StrictStr, Field(min_length=1)]], Field(min_length=1, max_length=1)]
+    )
+    best_of: Annotated[Any, AfterValidator(_neutral(1))] = None
+    echo: UnsupportedFlag = None
+    logprobs: Unsupported = None
+    suffix: UnsupportedText = None
+
+    def generation(self) -> Generation:
+        """Return the request in the farm's words."""
+        most = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return Generation(self._sampling(most), prompt=_prompt(self.prompt))
+
+
+class EmbeddingBody(OpenAiBody):
+    """``POST /v1/embeddings``."""
+
+    input: (
+        Annotated[StrictStr, Field(min_length=1)]
+        | Annotated[
+            list[Annotated[StrictStr, Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)
+        ]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Unsupported = None
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The texts to embed."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+def _prompt(prompt: str | Sequence[int] | Sequence[str]) -> str | tuple[int, ...]:
+    if isinstance(prompt, str):
+        return prompt
+    match prompt:
+        case [str() as text]:
+            return text
+    return tuple(int(token) for token in prompt)

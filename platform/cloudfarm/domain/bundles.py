@@ -1,0 +1,37 @@
+"""What the farm reads from a model's manifest, which a tenant wrote: nothing in it is taken for granted."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+CAUSAL_LM = "causal-lm"
+TEXT_EMBEDDING = "text-embedding"
+LORA_ADAPTER = "lora-adapter"
+ANSWERED_AS_OPENAI = frozenset({CAUSAL_LM, TEXT_EMBEDDING})
+"""Kinds of models whose services speak OpenAI's API."""
+
+
+def kind_of(manifest: Mapping[str, Any]) -> str:
+    """Return which program can serve the model; empty if the manifest does not say."""
+    kind = manifest.get("kind")
+    return kind if isinstance(kind, str) else ""
+
+
+def version_of(manifest: Mapping[str, Any]) -> str | None:
+    """Return the short name of exactly these weights, as ``cloudfarm.training.bundle`` computes it; None if none."""
+    files = manifest.get("files")
+    if not isinstance(files, Mapping) or not files:
+        return None
+    hashes = [file.get("sha256") if isinstance(file, Mapping) else None for _, file in sorted(files.items())]
+    if not all(isinstance(each, str) for each in hashes):
+        return None
+    return hashlib.sha256("".join(map(str, hashes)).encode()).hexdigest()[:12]
+
+
+def adapts(adapter: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    """Whether the one manifest is of a LoRA adapter made for the weights of the other."""
+    spec = adapter.get("spec")
+    if kind_of(adapter) != LORA_ADAPTER or kind_of(base) != CAUSAL_LM or not isinstance(spec, Mapping):
+        return False
+    version = version_of(base)
+    return version is not None and spec.get("base") == version

@@ -1,0 +1,127 @@
+"""Calls to services through Serve's handles, which know the replicas and spread the load over them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
+from cloudfarm.errors import InvalidInputError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+BY_REFERENCE = True
+"""How pieces come from a replica: as objects of Ray's, or else as messages over gRPC."""
+PIECE_TIMEOUT_S = 300.0
+"""How long a replica may take for a piece; the first one waits for the engine to have room."""
+EMBED_TIMEOUT_S = 120.0
+
+
+class ServeInference:
+    """Implements :class:`cloudfarm.ports.Inference` with Serve's handles; lives in a Serve replica."""
+
+    def __init__(self) -> None:
+        self._handles: dict[tuple[str, str], Any] = {}
+
+    async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
+        """Return the service's answer.
+
+        Raises:
+            InvalidInputError: for a payload that the service refuses.
+            UnavailableError: if no replica answers in time.
+        """
+        with self._told(app_name):
+            response = self._handle(app_name, "handle").remote(dict(payload))
+            answer = await _answered(response, timeout_s)
+        if "error" in answer:
+            raise InvalidInputError(str(answer["error"].get("detail", "the service refused the input")))
+        return dict(answer)
+
+    async def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
+        """Yield the pieces of an answer; closing the generator cancels the replica's, and so the engine's work.
+
+        Raises:
+            InvalidInputError: for what the engine refuses.
+            UnavailableError: if no replica answers, or one dies on the way.
+        """
+        with self._told(app_name):
+            response = self._handle(app_name, "generate", stream=True).remote(request)
+        ended = False
+        try:
+            while not ended:
+                with self._told(app_name):
+                    async with asyncio.timeout(PIECE_TIMEOUT_S):
+                        item = await anext(response, None)
+                ended = item is None
+                if isinstance(item, Piece):
+                    yield item
+                elif not ended:
+                    raise _refused(app_name, item)
+        finally:
+            if not ended:
+                response.cancel()
+
+    async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
+        """Return the texts' vectors; raises as :meth:`generate`."""
+        with self._told(app_name):
+            response = self._handle(app_name, "embed").remote(list(texts))
+            found = await _answered(response, EMBED_TIMEOUT_S)
+        if isinstance(found, Embeddings):
+            return found
+        raise _refused(app_name, found)
+
+    def _handle(self, app_name: str, method: str, *, stream: bool = False) -> Any:
+        from ray import serve  # noqa: PLC0415 - only inside a replica
+
+        handle = self._handles.get((app_name, method))
+        if handle is None:
+            handle = serve.get_app_handle(app_name).options(
+                method_name=method, stream=stream, _by_reference=BY_REFERENCE or not stream
+            )
+            self._handles[app_name, method] = handle
+        return handle
+
+    @contextmanager
+    def _told(self, app_name: str) -> Iterator[None]:
+        """Turn what Ray raises into an error for the caller, and ask for the application anew the next time."""
+        import grpc  # noqa: PLC0415 - only inside a replica
+        from ray.exceptions import RayError  # noqa: PLC0415
+        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
+
+        try:
+            yield
+        except (RayServeException, RayError, grpc.RpcError, TimeoutError) as error:
+            raise self._silent(app_name, error) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled us: Serve says so of a request whose replica was stopped.
+            raise self._silent(app_name, error) from error
+
+    def _silent(self, app_name: str, error: BaseException) -> UnavailableError:
+        log.warning("%s: %s: %s", app_name, type(error).__name__, error)
+        for known in [each for each in self._handles if each[0] == app_name]:
+            del self._handles[known]
+        return UnavailableError(f"service {_name(app_name)} does not answer just now")
+
+
+async def _answered(response: Any, timeout_s: float) -> Any:
+    """Return an answer that is one; whoever stops waiting for it stops the replica's work."""
+    async with asyncio.timeout(timeout_s):
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+
+def _refused(app_name: str, item: object) -> InvalidInputError | UnavailableError:
+    if isinstance(item, Refusal):
+        return InvalidInputError(item.detail, param=item.param, openai_code=item.code)
+    return UnavailableError(f"service {_name(app_name)} answered with something that is no answer")
+
+
+def _name(app_name: str) -> str:
+    return app_name.partition(".")[2]
