@@ -11,8 +11,12 @@ from cloudfarm.errors import InvalidInputError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-BY_REFERENCE = True
-"""How pieces come from a replica: as objects of Ray's, or else as messages over gRPC."""
+BY_REFERENCE = False
+"""How answers come from a replica: as objects of Ray's, or else as messages over gRPC.
+
+Measured on two slow cores with 16 streams of 20 pieces a second each: 0.5 ms of CPU a piece on either side over gRPC,
+0.9 as objects; a plain call takes 1.1 to 1.5 ms over gRPC and 2.7 by reference.
+"""
 PIECE_TIMEOUT_S = 300.0
 """How long a replica may take for a piece; the first one waits for the engine to have room."""
 EMBED_TIMEOUT_S = 120.0
@@ -77,7 +81,7 @@ class ServeInference:
         handle = self._handles.get((app_name, method))
         if handle is None:
             handle = serve.get_app_handle(app_name).options(
-                method_name=method, stream=stream, _by_reference=BY_REFERENCE or not stream
+                method_name=method, stream=stream, _by_reference=BY_REFERENCE
             )
             self._handles[app_name, method] = handle
         return handle
