@@ -163,22 +163,26 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
 def build_api_context(settings: Settings) -> "ApiContext":
     """Build what the front door needs, inside a Serve replica."""
     from cloudfarm.api.context import ApiContext  # noqa: PLC0415
+    from cloudfarm.journal import FileJournal  # noqa: PLC0415
     from cloudfarm.raylayer.jobs import RayLogs  # noqa: PLC0415
     from cloudfarm.raylayer.paths import FarmPaths  # noqa: PLC0415
     from cloudfarm.raylayer.ray_http import RayHttp  # noqa: PLC0415
     from cloudfarm.raylayer.serve_inference import ServeInference  # noqa: PLC0415
     from cloudfarm.raylayer.steward_actor import ActorNudge  # noqa: PLC0415
+    from cloudfarm.usecases.metering import Meter  # noqa: PLC0415
 
     paths = FarmPaths.of(settings)
     http = RayHttp(f"http://{settings.bind_address}:{paths.dashboard_port}", paths.ray_token_file)
+    store, clock = open_store(settings), SystemClock()
     return ApiContext(
-        store=open_store(settings),
-        clock=SystemClock(),
+        store=store,
+        clock=clock,
         settings=settings,
         artifacts=open_artifacts(settings),
         live_logs=RayLogs(http),
         inference=ServeInference(),
         nudge=ActorNudge(),
+        meter=Meter(store, clock, FileJournal(settings.usage_journal), every_s=settings.usage_flush_s),
         dashboard_url=http.base_url,
         ray_token=paths.ray_token_file.read_text().strip(),
     )

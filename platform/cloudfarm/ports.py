@@ -13,8 +13,9 @@ from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.ledger import LedgerEntry
 from cloudfarm.domain.quota import Quota
+from cloudfarm.domain.served import DayUse, Note
 from cloudfarm.domain.status import Event, Transition
-from cloudfarm.domain.tenant import Credential, Tenant
+from cloudfarm.domain.tenant import Credential, Limits, Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
 
 
@@ -51,6 +52,12 @@ class CredentialRepository(Protocol):
 
     async def list(self, tenant: str | None) -> Sequence[Credential]:
         """Return a tenant's credentials (operators' for None), newest first."""
+
+    async def list_limited(self) -> Sequence[Credential]:
+        """Return those that have a limit and are not revoked, by id."""
+
+    async def limit(self, credential_id: str, limits: Limits) -> None:
+        """Store other limits; raises NotFoundError."""
 
     async def revoke(self, credential_id: str, now_ms: int) -> None:
         """Revoke now; raises NotFoundError; a second time changes nothing."""
@@ -185,6 +192,35 @@ class LedgerRepository(Protocol):
         """Return entries that touch the interval, by start."""
 
 
+class ServedRepository(Protocol):
+    """What callers used of services. Append-only, as the ledger is."""
+
+    async def append(self, batch: str, notes: Sequence[Note]) -> None:
+        """Store a batch, all of it; the same batch a second time raises AlreadyExistsError.
+
+        Raises:
+            InvalidInputError: for a note that takes back, or that is longer than its minute.
+        """
+
+    async def days(
+        self,
+        *,
+        tenant: str | None = None,
+        from_ms: int | None = None,
+        until_ms: int | None = None,
+    ) -> Sequence[DayUse]:
+        """Return the sums of each UTC day and account, by day, of whole days or whatever the interval cuts.
+
+        Args:
+            tenant: only what this tenant called, or others called of its services.
+            from_ms: only what ended from then on.
+            until_ms: only what ended before.
+        """
+
+    async def tokens(self, *, tenant: str, key_id: str | None, from_ms: int, until_ms: int) -> int:
+        """Return how many tokens a tenant's calls used, or those with one of its keys."""
+
+
 class EventRepository(Protocol):
     """What happened; only ever added."""
 
@@ -228,6 +264,7 @@ class UnitOfWork(Protocol):
     services: ServiceRepository
     models: ModelRepository
     ledger: LedgerRepository
+    served: ServedRepository
     events: EventRepository
     quotas: QuotaRepository
 
@@ -389,6 +426,32 @@ class Artifacts(Protocol):
 
     async def delete(self, *parts: str) -> None:
         """Remove a file or folder; missing is fine."""
+
+
+class UsageJournal(Protocol):
+    """Notes of what callers use, until the ledger has them. They outlive the process that wrote them.
+
+    Notes come in batches, each of which is handed over once, whole, under its own name. Several processes may have
+    journals in the same place; none sees a batch of another that lives.
+    """
+
+    def append(self, notes: Sequence[Note]) -> None:
+        """Write notes into the open batch, all or none of them; raises UnavailableError, StorageFullError."""
+
+    def close_batch(self) -> str | None:
+        """Let the open batch, if there is one, wait for its hand-over; return its name."""
+
+    def waiting(self) -> Sequence[str]:
+        """Return the names of the batches that wait, those that a dead process left too."""
+
+    def read(self, batch: str) -> Sequence[Note]:
+        """Return the notes of a waiting batch; what cannot be read of it is left out, and logged."""
+
+    def drop(self, batch: str) -> None:
+        """Forget a waiting batch that was handed over."""
+
+    def close(self) -> None:
+        """Leave everything to whoever opens the journal next."""
 
 
 class LiveLogs(Protocol):

@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """How many of them may be of one key."""
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024)
     """How much of a job's log is kept, counted from its end."""
+    usage_flush_s: float = Field(default=1.0, gt=0, le=60)
+    """How often what callers of services use is noted and handed over to the ledger."""
 
     @field_validator("state_dir")
     @classmethod
@@ -100,3 +102,8 @@ class Settings(BaseSettings):
     def artifacts(self) -> str:
         """The artifact root in force."""
         return self.artifacts_uri or str(self.state_dir / "artifacts")
+
+    @property
+    def usage_journal(self) -> Path:
+        """The folder in which the front door notes what callers use until the ledger has it."""
+        return self.state_dir / "usage"

@@ -12,6 +12,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from cloudfarm.domain.lease import Slice
+from cloudfarm.domain.served import Account, Note, Used
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.errors import AlreadyExistsError, UnavailableError
@@ -175,6 +176,9 @@ CHANGES = [
 ]
 
 
+NOTE = Note(Account("kaist", "k1", "s1", "kaist", "chat", "", "chat"), 5, 6, Used(1, 2, 3, 4, 5))
+
+
 class TestAppendOnly:
     @pytest.fixture
     async def written(self, url):
@@ -182,20 +186,22 @@ class TestAppendOnly:
         await add(store, tenants=[Tenant("kaist", "", 1), Tenant("snu", "", 1)], leases=[make_lease()])
         await keep(store, lambda uow: uow.ledger.append(make_entry()))
         await keep(store, lambda uow: uow.events.append(Event(1, "k", "s", "kaist", "steward")))
+        await keep(store, lambda uow: uow.served.append("b1", [NOTE]))
         yield url
+        assert [each.used for each in await look(store, lambda uow: uow.served.days())] == [NOTE.used]
         assert await look(store, lambda uow: uow.ledger.list()) == [make_entry()]
         assert len(await look(store, lambda uow: uow.events.list())) == 1
         with pytest.raises(AlreadyExistsError, match="segment 1 of lease l1 is in the ledger already"):
             await keep(store, lambda uow: uow.ledger.append(make_entry()))
         await store.close()
 
-    @pytest.mark.parametrize("table", ["ledger", "events"])
+    @pytest.mark.parametrize("table", ["ledger", "events", "served"])
     @pytest.mark.parametrize("change", CHANGES)
     async def test_the_database_refuses_every_change(self, written, table, change):
         with pytest.raises(DBAPIError, match=f"the table {table} is append-only"):
             await run(written, change.format(table=table))
 
-    @pytest.mark.parametrize("table", ["ledger", "events"])
+    @pytest.mark.parametrize("table", ["ledger", "events", "served"])
     async def test_and_every_way_around(self, written, table):
         if written.startswith("sqlite"):
             around = f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}"  # noqa: S608 - our own names
@@ -222,6 +228,14 @@ class TestPlans:
             (
                 rows.ledger.select().where(rows.ledger.c.tenant == "a", rows.ledger.c.end_ms >= 5),
                 "ix_ledger_tenant_end_ms",
+            ),
+            (
+                rows.served.select().where(rows.served.c.tenant == "a", rows.served.c.end_ms >= 5),
+                "ix_served_tenant_end_ms",
+            ),
+            (
+                rows.served.select().where(rows.served.c.service_tenant == "a", rows.served.c.end_ms >= 5),
+                "ix_served_service_tenant_end_ms",
             ),
             (
                 rows.events.select().where(rows.events.c.subject == "a").order_by(rows.events.c.id.desc()),

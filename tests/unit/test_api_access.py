@@ -40,6 +40,7 @@ BODIES = {
     ("PUT", "/v1/quotas"): [{"id": "alpha"}],
     ("POST", "/v1/tokens"): {"user": "eve", "role": "viewer"},
     ("POST", "/v1/keys"): {"user": "robot"},
+    ("PATCH", "/v1/keys/{key_id}"): {"tokens_per_minute": 5},
     ("POST", "/v1/leases"): {"gpus": "0.5"},
     ("POST", "/v1/leases/{lease_id}/extend"): {"hours": 1},
     ("POST", "/v1/services"): {"model": "wind", "name": "fresh"},

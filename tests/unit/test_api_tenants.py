@@ -154,6 +154,61 @@ async def test_keys_and_tokens_are_apart(door: FrontDoor):
     assert_problem(await door.call("alpha.admin", "POST", "/v1/keys", json=body), 422, "invalid_input")
 
 
+LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_per_month")
+
+
+async def test_a_key_has_limits_which_can_be_changed(door: FrontDoor):
+    body = {"user": "robot", "requests_per_minute": 60, "tokens_per_month": 10**6}
+    made = (await door.call("alpha.admin", "POST", "/v1/keys", json=body)).json()
+    assert [made[name] for name in LIMITS] == [60, None, 10**6]
+    path = f"/v1/keys/{made['id']}"
+    change = {"tokens_per_minute": 500, "requests_per_minute": None}
+    changed = (await door.call("alpha.admin", "PATCH", path, json=change)).json()
+    assert [changed[name] for name in LIMITS] == [None, 500, 10**6]
+    assert "secret" not in changed or changed["secret"] is None
+    (listed,) = [
+        each
+        for each in (await door.call("alpha.admin", "GET", "/v1/keys")).json()
+        if each["id"] == made["id"]
+    ]
+    assert [listed[name] for name in LIMITS] == [None, 500, 10**6]
+    events = (await door.call("alpha.viewer", "GET", "/v1/events", params={"subject": made["id"]})).json()
+    assert events[0]["kind"] == "key.changed"
+    assert events[0]["message"] == (
+        "requests_per_minute unlimited, tokens_per_minute 500, tokens_per_month 1000000"
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"tokens_per_minute": 0}, {"tokens_per_month": 1.5}, {"rpm": 3}])
+async def test_a_limit_that_cannot_be_is_refused(door: FrontDoor, wrong):
+    answer = await door.call("alpha.admin", "POST", "/v1/keys", json={"user": "robot", **wrong})
+    assert_problem(answer, 422, "invalid_input")
+    answer = await door.call("alpha.admin", "PATCH", "/v1/keys/c-alpha-key", json=wrong)
+    assert_problem(answer, 422, "invalid_input")
+
+
+async def test_tokens_have_no_limits(door: FrontDoor):
+    answer = await door.call("alpha.admin", "PATCH", "/v1/keys/c-alpha-member", json={"tokens_per_minute": 1})
+    assert_problem(answer, 404, "not_found")
+
+
+async def test_an_operator_limits_the_tokens_of_a_tenant(door: FrontDoor):
+    path = "/v1/tenants/alpha"
+
+    async def change(**body):
+        answer = await door.call("operator", "PATCH", path, json=body)
+        return answer.json()["limit_tokens_per_month"]
+
+    assert await change(limit_tokens_per_month=5000) == 5000
+    assert await change(title="renamed") == 5000
+    assert (await door.call("alpha.viewer", "GET", path)).json()["limit_tokens_per_month"] == 5000
+    assert await change(limit_tokens_per_month=None) is None
+    answer = await door.call("operator", "PATCH", path, json={"limit_tokens_per_month": -1})
+    assert_problem(answer, 422, "invalid_input")
+    answer = await door.call("alpha.admin", "PATCH", path, json={"limit_tokens_per_month": 10})
+    assert_problem(answer, 403, "forbidden")
+
+
 async def test_a_session_is_a_cookie_that_pages_cannot_read_and_other_sites_cannot_use(door: FrontDoor):
     begun = await door.call("alpha.member", "POST", "/v1/session")
     assert begun.status_code == 204

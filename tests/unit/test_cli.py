@@ -128,3 +128,31 @@ def test_the_coverage_of_forecasts_is_simulated_without_a_farm(monkeypatch, caps
     assert 0 <= told["first"]["covered"] <= 1
     assert run(monkeypatch, "simulate", "coverage", "--hosts", "0") == 1
     assert "are positive" in capsys.readouterr().err
+
+
+def test_a_key_gets_its_limits(monkeypatch, farm) -> None:
+    answers, sent = farm
+    answers["POST", "/v1/keys"] = httpx.Response(201, json={"id": "c1", "secret": "cfk_x"})
+    assert run(monkeypatch, "key", "create", "robot", "--rpm", "60", "--tokens-per-month", "1000000") == 0
+    limits = {"requests_per_minute": 60, "tokens_per_month": 1000000}
+    assert sent == [("POST", "/v1/keys", {"user": "robot", "services": [], **limits})]
+
+
+def test_limits_of_a_key_are_changed_and_lifted(monkeypatch, farm) -> None:
+    answers, sent = farm
+    answers["PATCH", "/v1/keys/c1"] = httpx.Response(200, json={"id": "c1", "tokens_per_minute": 500})
+    assert run(monkeypatch, "key", "limit", "c1", "--rpm", "none", "--tpm", "500", "--json") == 0
+    assert sent == [("PATCH", "/v1/keys/c1", {"requests_per_minute": None, "tokens_per_minute": 500})]
+
+
+def test_a_limit_that_is_no_number_is_wrong_usage(monkeypatch, farm, capsys) -> None:
+    assert run(monkeypatch, "key", "limit", "c1", "--rpm", "many") == 2
+    assert "'many' is neither a whole number nor 'none'" in capsys.readouterr().err
+    assert farm[1] == []
+
+
+@pytest.mark.parametrize(("said", "sent"), [("5000", 5000), ("none", None)])
+def test_a_tenants_tokens_of_a_month(monkeypatch, farm, said, sent) -> None:
+    farm[0]["PATCH", "/v1/tenants/alpha"] = httpx.Response(200, json={"id": "alpha"})
+    assert run(monkeypatch, "tenant", "budget", "alpha", said) == 0
+    assert farm[1] == [("PATCH", "/v1/tenants/alpha", {"limit_tokens_per_month": sent})]

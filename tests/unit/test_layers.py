@@ -41,6 +41,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         *CORE, "api", "usecases", "settings", "fastapi", "starlette", "pydantic", "httpx", "uvicorn",
     },
     "artifacts": {*CORE, "pyarrow"},
+    "journal": CORE,
     # What the thin jobs and services call: usable under plain Ray, without a farm.
     "training": {"training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors"},
     "inference": {"inference", "training", "errors", "ray", "torch", "numpy", "pydantic"},
@@ -48,7 +49,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "simulate": {"domain", "errors", "ports", "scheduler", "steward", "simulate", "numpy", "matplotlib"},
     # The edges: they put the parts together.
     "container": {
-        *CORE, "settings", "steward", "scheduler", "store", "raylayer", "api", "artifacts",
+        *CORE, "settings", "steward", "scheduler", "store", "raylayer", "api", "artifacts", "journal",
+        "usecases.metering",
     },
     "operations": {*CORE, "settings", "container", "store", "raylayer"},
     "client": {"errors", "httpx"},

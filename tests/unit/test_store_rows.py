@@ -10,6 +10,7 @@ from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.ledger import LedgerEntry
 from cloudfarm.domain.quota import Amounts, Quota
+from cloudfarm.domain.served import Account, Note, Used
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Credential, Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, Service
@@ -32,6 +33,12 @@ QUOTA_AMOUNTS = {f"{name}_{field.name}" for name in ("guarantee", "limit") for f
         (rows.jobs, Job, set(), set()),
         (rows.services, Service, set(), set()),
         (rows.models, ModelVersion, set(), set()),
+        (
+            rows.served,
+            Note,
+            {"batch", "number", *(f.name for f in (*fields(Account), *fields(Used)))},
+            {"account", "used"},
+        ),
         (rows.ledger, LedgerEntry, set(), set()),
         (rows.events, Event, {"id"}, set()),
         (rows.hosts, Host, set(), {"nodes"}),
@@ -46,7 +53,7 @@ def test_columns_are_the_fields(table, kind, only_stored, not_stored):
 
 
 def test_every_table_is_checked_above_or_is_the_farm():
-    assert len(rows.metadata.tables) == 11
+    assert len(rows.metadata.tables) == 12
 
 
 def test_the_tables_can_be_made_on_both_databases():

@@ -37,7 +37,7 @@ def create_app(context: ApiContext) -> FastAPI:
         docs_url=None,  # the documentation pages would load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,  # a redirect would make clients send their token again, wherever it points
-        lifespan=_dashboard_client,
+        lifespan=_lifespan,
     )
     app.state.context = context
     app.state.calls = Calls(
@@ -68,10 +68,11 @@ def create_app(context: ApiContext) -> FastAPI:
 
 
 @asynccontextmanager
-async def _dashboard_client(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # trust_env off: a proxy from the environment must not get to see the cluster's token.
     async with httpx.AsyncClient(
         timeout=DASHBOARD_TIMEOUT_S, trust_env=False, follow_redirects=False
     ) as client:
         app.state.dashboard = client
-        yield
+        async with app.state.context.meter.running():
+            yield

@@ -1,6 +1,6 @@
 """What the front door is made of; the composition root fills it in."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated
 
@@ -25,7 +25,7 @@ class ApiContext:
     live_logs: LiveLogs
     inference: Inference
     nudge: Nudge
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter
     dashboard_url: str = ""
     """Base URL of the Ray dashboard; empty means that there is none to show."""
     ray_token: str = ""

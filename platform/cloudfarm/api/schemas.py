@@ -1,5 +1,6 @@
 """Bodies of the tenant API's requests and answers. Answers are made from domain objects by ``of``."""
 
+from dataclasses import asdict
 from typing import Annotated, Any, Self
 
 from fastapi import Body as FromBody
@@ -43,6 +44,7 @@ class TenantChange(Body):
 
     title: Text | None = None
     limit_gpus: Quantity | None = None
+    limit_tokens_per_month: StrictInt | None = None
     closed: StrictBool | None = None
 
 
@@ -61,7 +63,15 @@ class TokenBody(Body):
     hours: Quantity | None = None
 
 
-class KeyBody(Body):
+class KeyChange(Body):
+    """What of a key's limits changes: null lifts one, and one that is not named stays."""
+
+    requests_per_minute: StrictInt | None = None
+    tokens_per_minute: StrictInt | None = None
+    tokens_per_month: StrictInt | None = None
+
+
+class KeyBody(KeyChange):
     """A new API key; ``services`` empty means all."""
 
     user: Text
@@ -117,6 +127,7 @@ class TenantOut(Answer):
     title: str
     created: str | None
     limit_milli_gpus: int | None
+    limit_tokens_per_month: int | None
     closed: str | None
 
     @classmethod
@@ -127,6 +138,7 @@ class TenantOut(Answer):
             title=tenant.title,
             created=iso(tenant.created_ms),
             limit_milli_gpus=tenant.limit_milli_gpus,
+            limit_tokens_per_month=tenant.limit_tokens_per_month,
             closed=iso(tenant.closed_ms),
         )
 
@@ -143,6 +155,9 @@ class CredentialOut(Answer):
     expires: str | None
     revoked: str | None
     services: tuple[str, ...]
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    tokens_per_month: int | None
     secret: str | None = None
 
     @classmethod
@@ -158,6 +173,7 @@ class CredentialOut(Answer):
             expires=iso(found.expires_ms),
             revoked=iso(found.revoked_ms),
             services=found.services,
+            **asdict(found.limits),
             secret=secret,
         )
 

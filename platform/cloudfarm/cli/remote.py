@@ -21,6 +21,18 @@ LEASE_COLUMNS = (
 )
 SERVICE_COLUMNS = ("name", "tenant", "project", "model", "status", "replicas", "lease", "message")
 
+TENANT_COLUMNS = ("id", "title", "limit_milli_gpus", "limit_tokens_per_month", "closed")
+KEY_COLUMNS = (
+    "id",
+    "user",
+    "services",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "tokens_per_month",
+    "expires",
+    "revoked",
+)
+
 lease = typer.Typer(no_args_is_help=True, help="Leases: the right to slices of GPUs until a time.")
 tenant = typer.Typer(no_args_is_help=True, help="Tenants (operators).")
 token = typer.Typer(no_args_is_help=True, help="Tokens for people.")
@@ -36,6 +48,15 @@ def register(app: typer.Typer) -> None:
         app.add_typer(group, name=name)
     for command in (whoami, models, deploy, undeploy, services, usage, events):
         app.command()(command)
+
+
+def whole_or_none(text: str) -> int | None:
+    """Return the whole number that was written, or None for ``none``."""
+    if text == "none":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor 'none'")
+    return int(text)
 
 
 @lease.command("request")
@@ -130,7 +151,7 @@ def tenant_create(
 def tenant_list(*, as_json: JsonOption = False) -> None:
     """List tenants."""
     with connect() as farm:
-        show(farm.get("/v1/tenants"), as_json=as_json, columns=("id", "title", "limit_milli_gpus", "closed"))
+        show(farm.get("/v1/tenants"), as_json=as_json, columns=TENANT_COLUMNS)
 
 
 @tenant.command("limit")
@@ -138,6 +159,19 @@ def tenant_limit(slug: str, gpus: str, *, as_json: JsonOption = False) -> None:
     """Set how many GPUs a tenant may hold at once."""
     with connect() as farm:
         show(farm.patch(f"/v1/tenants/{slug}", {"limit_gpus": gpus}), as_json=as_json)
+
+
+@tenant.command("budget")
+def tenant_budget(
+    slug: str,
+    tokens_per_month: Annotated[str, typer.Argument(help="Tokens a calendar month, UTC, or none.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Set how many tokens a tenant's calls to services may use in a month."""
+    change = {"limit_tokens_per_month": whole_or_none(tokens_per_month)}
+    with connect() as farm:
+        show(farm.patch(f"/v1/tenants/{slug}", change), as_json=as_json)
 
 
 @host.command("cordon")
@@ -206,12 +240,25 @@ def key_create(
     user: str,
     service: Annotated[list[str] | None, typer.Option(help="Only for this service; may be repeated.")] = None,
     hours: Annotated[str | None, typer.Option(help="Valid so long.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option("--rpm", help="Requests a minute.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option("--tpm", help="Tokens a minute.")] = None,
+    tokens_per_month: Annotated[
+        int | None, typer.Option("--tokens-per-month", help="Tokens a calendar month, UTC.")
+    ] = None,
     tenant_id: TenantOption = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Issue an API key; its secret is shown this once."""
-    body = {"user": user, "services": service or [], "hours": hours, "tenant": tenant_id}
+    body = {
+        "user": user,
+        "services": service or [],
+        "hours": hours,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "tokens_per_month": tokens_per_month,
+        "tenant": tenant_id,
+    }
     with connect() as farm:
         show(
             farm.post("/v1/keys", {k: value for k, value in body.items() if value is not None}),
@@ -226,7 +273,37 @@ def key_list(tenant_id: TenantOption = None, *, as_json: JsonOption = False) -> 
         show(
             farm.get("/v1/keys", tenant=tenant_id),
             as_json=as_json,
-            columns=("id", "user", "services", "expires", "revoked"),
+            columns=KEY_COLUMNS,
+        )
+
+
+@key.command("limit")
+def key_limit(
+    key_id: str,
+    requests_per_minute: Annotated[
+        str | None, typer.Option("--rpm", help="Requests a minute, or none.")
+    ] = None,
+    tokens_per_minute: Annotated[str | None, typer.Option("--tpm", help="Tokens a minute, or none.")] = None,
+    tokens_per_month: Annotated[
+        str | None, typer.Option("--tokens-per-month", help="Tokens a calendar month, UTC, or none.")
+    ] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Change limits of an API key; what is not named stays."""
+    said = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "tokens_per_month": tokens_per_month,
+    }
+    with connect() as farm:
+        show(
+            farm.patch(
+                f"/v1/keys/{key_id}",
+                {name: whole_or_none(text) for name, text in said.items() if text is not None},
+            ),
+            as_json=as_json,
+            columns=KEY_COLUMNS,
         )
 
 

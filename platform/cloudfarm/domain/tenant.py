@@ -47,6 +47,21 @@ class Tenant:
     limit_milli_gpus: int | None = None
     """How much it may hold at once; None means no limit of its own."""
     closed_ms: int | None = None
+    limit_tokens_per_month: int | None = None
+    """How many tokens its calls to services may use in a calendar month (UTC), with whatever key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a key may be used; None means no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_month: int | None = None
+    """In a calendar month, UTC."""
+
+
+UNLIMITED = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,14 @@ class Credential:
     revoked_ms: int | None = None
     services: tuple[str, ...] = ()
     """For a key: names of the services it may call; empty means all of its tenant's."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_month: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """How much it may be used."""
+        return Limits(self.requests_per_minute, self.tokens_per_minute, self.tokens_per_month)
 
     def is_live(self, now_ms: int) -> bool:
         """Whether it may be used now."""

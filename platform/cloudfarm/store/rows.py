@@ -63,6 +63,7 @@ tenants = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("limit_milli_gpus", BigInteger),
     Column("closed_ms", BigInteger),
+    Column("limit_tokens_per_month", BigInteger),
 )
 
 credentials = Table(
@@ -78,6 +79,9 @@ credentials = Table(
     Column("expires_ms", BigInteger),
     Column("revoked_ms", BigInteger),
     Column("services", Json(tuple), nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("tokens_per_month", BigInteger),
     Index(None, "tenant", "created_ms", "id"),
 )
 
@@ -199,6 +203,36 @@ ledger = Table(
         name="amount",
     ),
     Index(None, "tenant", "end_ms"),
+    Index(None, "end_ms"),
+)
+
+served = Table(
+    "served",
+    metadata,
+    Column("batch", Words, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    # No foreign keys: what was used stays used, whatever has become of those who did, and a batch is never refused.
+    Column("tenant", Words, nullable=False),
+    Column("key_id", Words, nullable=False),
+    Column("service_id", Words, nullable=False),
+    Column("service_tenant", Words, nullable=False),
+    Column("service", Words, nullable=False),
+    Column("project", Words, nullable=False),
+    Column("model", Words, nullable=False),
+    Column("start_ms", BigInteger, nullable=False),
+    Column("end_ms", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("busy_ms", BigInteger, nullable=False),
+    Column("milli_gpu_ms", BigInteger, nullable=False),
+    CheckConstraint("end_ms >= start_ms AND start_ms / 60000 = end_ms / 60000", name="minute"),
+    CheckConstraint(
+        "requests >= 0 AND prompt_tokens >= 0 AND completion_tokens >= 0 AND busy_ms >= 0 AND milli_gpu_ms >= 0",
+        name="amounts",
+    ),
+    Index(None, "tenant", "end_ms"),
+    Index(None, "service_tenant", "end_ms"),
     Index(None, "end_ms"),
 )
 

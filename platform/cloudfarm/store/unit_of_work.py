@@ -22,6 +22,7 @@ from cloudfarm.store.repositories.history import SqlEvents, SqlLedger
 from cloudfarm.store.repositories.leases import SqlLeases
 from cloudfarm.store.repositories.models import SqlModels
 from cloudfarm.store.repositories.quotas import SqlQuotas
+from cloudfarm.store.repositories.served import SqlServed
 from cloudfarm.store.repositories.workloads import SqlJobs, SqlServices
 from cloudfarm.store.transaction import Transaction
 
@@ -38,6 +39,7 @@ class SqlUnitOfWork:
     services: ports.ServiceRepository
     models: ports.ModelRepository
     ledger: ports.LedgerRepository
+    served: ports.ServedRepository
     events: ports.EventRepository
     quotas: ports.QuotaRepository
 
@@ -65,6 +67,7 @@ class SqlUnitOfWork:
         self.credentials = SqlCredentials(transaction)
         self.models = SqlModels(transaction)
         self.ledger = SqlLedger(transaction)
+        self.served = SqlServed(transaction)
         self.events = SqlEvents(transaction)
         self.quotas = SqlQuotas(transaction)
         self.leases, self.jobs, self.services = (

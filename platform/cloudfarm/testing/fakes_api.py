@@ -172,19 +172,18 @@ def _pieces(request: Generation) -> Iterator[Piece]:
             yield Piece(index, finish_reason="length")
 
 
-class FakeMeter(Meter):
-    """A meter that keeps every use and refuses on demand."""
+@dataclass(slots=True)
+class RecordingMeter(Meter):
+    """The meter itself, which remembers every use and refuses on demand."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.uses: list[tuple[Route, Use]] = []
-        self.limit: TooManyError | None = None
+    uses: list[tuple[Route, Use]] = field(default_factory=list)
+    limit: TooManyError | None = None
 
     def begin(self, route: Route) -> Use:
         """Begin a request, unless a limit is reached."""
         if self.limit is not None:
             raise self.limit
-        use = Use()
+        use = Meter.begin(self, route)
         self.uses.append((route, use))
         return use
 

@@ -22,7 +22,8 @@ from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.fake_farm import make_host
-from cloudfarm.testing.fakes_api import FakeInference, FakeLiveLogs, FakeMeter, FakeNudge
+from cloudfarm.testing.fakes_api import FakeInference, FakeLiveLogs, RecordingMeter, FakeNudge
+from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases import paths
 
@@ -44,7 +45,7 @@ class FrontDoor:
     clock: ManualClock
     live_logs: FakeLiveLogs
     inference: FakeInference
-    meter: FakeMeter
+    meter: RecordingMeter
     nudge: FakeNudge
     tokens: dict[str, str] = field(default_factory=dict)
 
@@ -203,7 +204,12 @@ async def open_front_door(
 ) -> AsyncIterator[FrontDoor]:
     """Open a front door over an empty store, by default in memory; its files go into the folder."""
     store, clock = store or MemoryStore(), ManualClock()
-    live_logs, inference, meter, nudge = FakeLiveLogs(), FakeInference(), FakeMeter(), FakeNudge()
+    live_logs, inference, meter, nudge = (
+        FakeLiveLogs(),
+        FakeInference(),
+        RecordingMeter(store, clock, MemoryJournal()),
+        FakeNudge(),
+    )
     context = ApiContext(
         store=store,
         clock=clock,

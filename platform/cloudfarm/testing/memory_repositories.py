@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.ledger import LedgerEntry, amount
 from cloudfarm.domain.quota import Quota
+from cloudfarm.domain.served import Note
 from cloudfarm.domain.status import Event
-from cloudfarm.domain.tenant import Credential, Tenant
+from cloudfarm.domain.tenant import UNLIMITED, Credential, Limits, Tenant
 from cloudfarm.domain.workload import Job, ModelVersion, Service
 from cloudfarm.errors import (
     AlreadyExistsError,
@@ -38,6 +39,8 @@ class State:
     services: dict[str, Service] = field(default_factory=dict)
     models: dict[str, ModelVersion] = field(default_factory=dict)
     ledger: dict[tuple[str, int], LedgerEntry] = field(default_factory=dict)
+    served: dict[str, tuple[Note, ...]] = field(default_factory=dict)
+    """By batch."""
     events: list[Event] = field(default_factory=list)
     quotas: dict[str, Quota] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
@@ -197,6 +200,16 @@ class Credentials(Records[Credential]):
     async def list(self, tenant: str | None) -> Sequence[Credential]:
         """Return those asked for, in the port's order."""
         return self.oldest_first(lambda row: row.tenant == tenant)[::-1]
+
+    async def list_limited(self) -> Sequence[Credential]:
+        """Return those asked for, in the port's order."""
+        self.unit.reading()
+        return [row for _, row in sorted(self.rows.items()) if row.limits != UNLIMITED and not row.revoked_ms]
+
+    async def limit(self, credential_id: str, limits: Limits) -> None:
+        """Store other limits."""
+        self.unit.writing()
+        self.rows[credential_id] = self.unit.stored(replace(await self.get(credential_id), **asdict(limits)))
 
     async def revoke(self, credential_id: str, now_ms: int) -> None:
         """Revoke now; a second time changes nothing."""

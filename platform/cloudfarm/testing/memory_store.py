@@ -14,6 +14,7 @@ from cloudfarm.domain.workload import Job, Service
 from cloudfarm.errors import CloudfarmError, FencedError, InvalidInputError, NotFoundError
 from cloudfarm.testing import memory_repositories as repositories
 from cloudfarm.testing.memory_repositories import State, stored
+from cloudfarm.testing.memory_served import Served
 
 R = TypeVar("R")
 
@@ -43,6 +44,7 @@ class MemoryUnitOfWork:
     services: ports.ServiceRepository
     models: ports.ModelRepository
     ledger: ports.LedgerRepository
+    served: ports.ServedRepository
     events: ports.EventRepository
     quotas: ports.QuotaRepository
 
@@ -64,6 +66,7 @@ class MemoryUnitOfWork:
         self.services = repositories.Services(self, self._state.services, "service")
         self.models = repositories.Models(self, self._state.models, "model")
         self.ledger = repositories.Ledger(self)
+        self.served = Served(self)
         self.events = repositories.Events(self)
         self.quotas = repositories.Quotas(self)
         return self

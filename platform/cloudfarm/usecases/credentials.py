@@ -1,15 +1,26 @@
 """Tokens for people and keys for programs: issued once, stored hashed, limited in time, revocable."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.quantities import parse_hours
 from cloudfarm.domain.status import Event
-from cloudfarm.domain.tenant import Credential, CredentialKind, Role, check_slug, hash_secret, new_secret
+from cloudfarm.domain.tenant import (
+    UNLIMITED,
+    Credential,
+    CredentialKind,
+    Limits,
+    Role,
+    check_slug,
+    hash_secret,
+    new_secret,
+)
 from cloudfarm.errors import InvalidInputError, NotFoundError, UnauthenticatedError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
+from cloudfarm.usecases.limits import checked_limits
 from cloudfarm.usecases.tenants import find_tenant
 
 MAX_SECRET = 200
@@ -74,6 +85,7 @@ async def issue_key(
     services: Sequence[str] = (),
     tenant: str | None = None,
     hours: str | float | None = None,
+    limits: Limits = UNLIMITED,
 ) -> tuple[Credential, str]:
     """Issue an API key for the named services of a tenant (none: for all), and return it with its secret."""
     principal.need(Role.ADMIN)
@@ -95,7 +107,27 @@ async def issue_key(
         role=Role.VIEWER,
         hours=hours,
         services=names,
+        limits=checked_limits(limits),
     )
+
+
+async def limit_key(
+    store: Store, clock: Clock, principal: Principal, key_id: str, changes: Mapping[str, int | None]
+) -> Credential:
+    """Change limits of a key, by their names; None lifts one, and one that is not named stays."""
+    principal.need(Role.ADMIN)
+
+    async def work(uow: UnitOfWork) -> Credential:
+        found = await _find(uow, principal, CredentialKind.KEY, key_id)
+        limits = checked_limits(replace(found.limits, **changes))
+        await uow.credentials.limit(found.id, limits)
+        message = ", ".join(f"{name} {value or 'unlimited'}" for name, value in asdict(limits).items())
+        await uow.events.append(
+            Event(clock.now_ms(), "key.changed", found.id, found.tenant, principal.actor, message)
+        )
+        return await uow.credentials.get(found.id)
+
+    return await in_unit(store, work)
 
 
 async def list_credentials(
@@ -149,6 +181,7 @@ async def _issue(
     role: Role,
     hours: str | float | None,
     services: tuple[str, ...] = (),
+    limits: Limits = UNLIMITED,
 ) -> tuple[Credential, str]:
     secret = new_secret(kind)
     now_ms = clock.now_ms()
@@ -162,6 +195,7 @@ async def _issue(
         created_ms=now_ms,
         expires_ms=None if hours is None else now_ms + parse_hours(hours),
         services=services,
+        **asdict(limits),
     )
 
     async def work(uow: UnitOfWork) -> None:

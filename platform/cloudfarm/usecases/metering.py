@@ -1,37 +1,290 @@
-"""What callers of services use: counted while it is being answered."""
+"""What callers of services use: limited, counted while it is being answered, and handed over to the ledger.
 
+Counts go into a journal first, which outlives the process: at each request's end, and once a second for those under
+way. From the journal batches go into the store, each in one transaction under a name of its own, which makes a second
+hand-over harmless.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from cloudfarm.clock import Clock
+from cloudfarm.domain.served import Account, Note, Shares, Used, by_minute
+from cloudfarm.domain.workload import Service
+from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnavailableError
+from cloudfarm.ports import Store, UsageJournal
+from cloudfarm.usecases.limits import Allowances, Budget, month_of
 from cloudfarm.usecases.routing import Route
 
+MOST_AT_ONCE = 10**9
+"""More tokens in one count are a mistake."""
 
-@dataclass(slots=True)
+Whose = tuple[str, str | None]
+"""A tenant, and one of its keys or None for all that it uses."""
+
+log = logging.getLogger(__name__)
+
+
+def running_milli_gpus(service: Service) -> int:
+    """Return how much of GPUs the service's replicas have, all together."""
+    return service.milli_gpus * service.replicas
+
+
+@dataclass(slots=True, eq=False)
 class Use:
     """One request under way. Whoever began it ends it, come what may."""
 
+    _meter: "Meter"
+    _account: Account
+    _shares: Shares
+    _noted_ms: int
+    """Up to when the journal has it."""
+    _noted_clock: int
+    """The virtual clock of the service's shares at that time."""
+    _noted: Used = Used()
+    """What the journal has."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     ended: bool = False
 
     def count(self, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Charge tokens, before they are sent to the caller."""
+        """Charge tokens, before they are sent to the caller.
+
+        Raises:
+            ValueError: for a number that no answer can have.
+        """
+        if self.ended:
+            raise ValueError("this use has ended")
+        if not (0 <= prompt_tokens <= MOST_AT_ONCE and 0 <= completion_tokens <= MOST_AT_ONCE):
+            raise ValueError(f"{prompt_tokens} and {completion_tokens} tokens cannot be counted")
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
+        self._meter.take(self._account, prompt_tokens + completion_tokens)
 
     def end(self) -> None:
         """Close it; a second time changes nothing."""
-        self.ended = True
+        if not self.ended:
+            self.ended = True
+            self._meter.finish(self)
+
+    def note(self, now_ms: int, clock: int) -> Note:
+        """Return what was used since the last note."""
+        start_ms = min(self._noted_ms, now_ms)  # a clock may be set back
+        used = Used(
+            1 - self._noted.requests,
+            self.prompt_tokens - self._noted.prompt_tokens,
+            self.completion_tokens - self._noted.completion_tokens,
+            now_ms - start_ms,
+            clock - self._noted_clock,
+        )
+        self._noted_ms, self._noted_clock = now_ms, clock
+        self._noted += used
+        return Note(self._account, start_ms, now_ms, used)
+
+    def shares(self) -> Shares:
+        """Return the shares of its service."""
+        return self._shares
 
 
 @dataclass(slots=True)
 class Meter:
-    """Begins and keeps uses."""
+    """Begins and keeps uses, refuses those beyond a limit, and sees that the ledger gets them: once, and all of them.
 
-    under_way: list[Use] = field(default_factory=list)
+    There is one in the farm, in the front door.
+    """
+
+    store: Store
+    clock: Clock
+    journal: UsageJournal
+    every_s: float = 1.0
+    """How often uses under way are noted, and batches handed over."""
+    _allowances: Allowances = field(default_factory=Allowances)
+    _shares: dict[str, Shares] = field(default_factory=dict)
+    """By service id."""
+    _under_way: set[Use] = field(default_factory=set)
+    _unwritten: list[Note] = field(default_factory=list)
+    """What the journal refused: it is tried again."""
+    _own: set[str] = field(default_factory=set)
+    """Batches of this process that wait."""
+    _pending: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Tokens by tenant and key that were counted here and are not in the ledger yet."""
+    _ready: bool = False
+    """Whether the limits have been read at all."""
+    _changed: bool = True
+    """Whether they must be read again."""
+    _recount: bool = True
+    """Whether also what the ledger says of this month must."""
+    _failing: bool = False
+    _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def begin(self, route: Route) -> Use:
-        """Begin a request."""
-        assert route.key_id  # noqa: S101 - whose it is
-        use = Use()
-        self.under_way.append(use)
+        """Begin a request.
+
+        Raises:
+            TooManyError: if a limit is used up.
+            UnavailableError: if it is not known yet what is used up.
+        """
+        if not self._ready:
+            raise UnavailableError("the farm's store has not told yet what the limits are", retry_after_s=1)
+        now_ms = self.clock.now_ms()
+        service = route.service
+        self._allowances.admit(route.tenant, route.key_id, now_ms)
+        account = Account(
+            tenant=route.tenant,
+            key_id=route.key_id,
+            service_id=service.id,
+            service_tenant=service.tenant,
+            service=service.name,
+            project=service.project,
+            model=route.model,
+        )
+        milli_gpus = running_milli_gpus(service)
+        shares = self._shares.get(service.id)
+        if shares is None:
+            shares = self._shares[service.id] = Shares(milli_gpus, now_ms)
+        use = Use(self, account, shares, now_ms, shares.begin(now_ms, milli_gpus))
+        self._under_way.add(use)
         return use
+
+    def take(self, account: Account, tokens: int) -> None:
+        """Take tokens off the caller's limits."""
+        self._pending[account.tenant, account.key_id] += tokens
+        self._allowances.take(account.tenant, account.key_id, tokens, self.clock.now_ms())
+
+    def finish(self, use: Use) -> None:
+        """Note the rest of a use that ends."""
+        self._under_way.discard(use)
+        now_ms = self.clock.now_ms()
+        self._write([use.note(now_ms, use.shares().end(now_ms))])
+
+    async def refresh(self) -> None:
+        """Take over limits that have just been changed. If the store does not answer, that is done at the next step."""
+        self._changed = True
+        await self._try_step()
+
+    async def step(self) -> None:
+        """Note what is under way, hand over what waits, and read limits that have changed."""
+        async with self._alone:
+            now_ms = self.clock.now_ms()
+            notes = [use.note(now_ms, use.shares().go_on(now_ms)) for use in self._under_way]
+            self._write(by_minute(notes))
+            await self._hand_over()
+            if self._changed or self._recount:
+                await self._read_limits()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Step again and again while the context is open, and a last time when it is left."""
+        await self._try_step()
+        loop = asyncio.create_task(self._step_forever())
+        try:
+            yield
+        finally:
+            loop.cancel()
+            with suppress(asyncio.CancelledError):
+                await loop
+            await self._try_step()
+            self.journal.close()
+
+    async def _step_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.every_s)
+            await self._try_step()
+
+    async def _try_step(self) -> None:
+        try:
+            await self.step()
+        except CloudfarmError as error:
+            if not self._failing:
+                log.warning("what was used is kept, and handed over later: %s", error)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _write(self, notes: Sequence[Note]) -> None:
+        """Write notes into the journal; what it does not take is kept here, and written with the next."""
+        self._unwritten += notes
+        if self._unwritten:
+            try:
+                self.journal.append(self._unwritten)
+            except CloudfarmError as error:
+                log.error("the journal of what is used cannot be written: %s", error)  # noqa: TRY400 - no bug
+                self._unwritten = list(by_minute(self._unwritten))
+            else:
+                self._unwritten = []
+
+    async def _hand_over(self) -> None:
+        if not self._own:  # one that the store does not take must not become many
+            closed = self.journal.close_batch()
+            if closed is not None:
+                self._own.add(closed)
+        for batch in self.journal.waiting():
+            # In a thread: what a farm that was killed has left may be long.
+            notes = await asyncio.to_thread(self.journal.read, batch)
+            try:
+                async with self.store.begin() as uow:
+                    await uow.served.append(batch, by_minute(notes))
+                    await uow.commit()
+            except AlreadyExistsError:
+                log.info("the batch %s had been handed over before", batch)
+            if batch in self._own:
+                self._own.discard(batch)
+                for note in notes:
+                    self._settle(note)
+            else:
+                self._recount = True  # another process counted it
+            self.journal.drop(batch)
+
+    def _settle(self, note: Note) -> None:
+        whose = note.account.tenant, note.account.key_id
+        self._pending[whose] -= note.used.tokens
+        if not self._pending[whose]:
+            del self._pending[whose]
+
+    async def _read_limits(self) -> None:
+        # Nothing is handed over meanwhile: what the ledger says and what is pending then is all there is.
+        self._changed, recount = False, self._recount
+        try:
+            from_ms, until_ms = month_of(self.clock.now_ms())
+            async with self.store.begin(write=False) as uow:
+                keys = await uow.credentials.list_limited()
+                budgets: dict[Whose, int | None] = {
+                    (key.tenant or "", key.id): key.tokens_per_month for key in keys
+                }
+                budgets |= {(each.id, None): each.limit_tokens_per_month for each in await uow.tenants.list()}
+                limited = {whose: limit for whose, limit in budgets.items() if limit is not None}
+                counted = {
+                    (tenant, key_id): await uow.served.tokens(
+                        tenant=tenant, key_id=key_id, from_ms=from_ms, until_ms=until_ms
+                    )
+                    for tenant, key_id in limited
+                    if recount or self._allowances.used(tenant, key_id) is None
+                }
+        except BaseException:
+            self._changed = True
+            raise
+        if self.clock.now_ms() >= until_ms:
+            self._changed = self._recount = True  # of another month now: at the next step
+            return
+        self._allowances.put(
+            {key.id: key.limits for key in keys},
+            {
+                whose: Budget(limit, counted[whose] + self._pending_of(*whose))
+                if whose in counted
+                else Budget(limit, self._allowances.used(*whose) or 0)
+                for whose, limit in limited.items()
+            },
+            self.clock.now_ms(),
+        )
+        self._ready, self._recount = True, False
+
+    def _pending_of(self, tenant: str, key_id: str | None) -> int:
+        return sum(
+            tokens
+            for (whose, key), tokens in self._pending.items()
+            if whose == tenant and key_id in (None, key)
+        )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import EllipsisType
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.quantities import parse_gpus
@@ -10,6 +11,7 @@ from cloudfarm.domain.tenant import Role, Tenant, check_slug
 from cloudfarm.errors import AlreadyExistsError, ConflictError, InvalidInputError, NotFoundError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
+from cloudfarm.usecases.limits import checked_limit
 
 MAX_TITLE = 200
 
@@ -70,11 +72,13 @@ async def update_tenant(
     *,
     title: str | None = None,
     limit_gpus: str | float | None = None,
+    limit_tokens_per_month: int | EllipsisType | None = ...,
     closed: bool | None = None,
 ) -> Tenant:
-    """Change a tenant's title or limit, or close it (its tokens stop working) or open it again.
+    """Change a tenant's title or limits, or close it (its tokens stop working) or open it again.
 
-    A lower limit takes nothing away from leases that run; it holds back those that wait.
+    A lower limit takes nothing away from leases that run; it holds back those that wait. A limit of tokens is lifted
+    by None, and left as it is by ``...``.
 
     Raises:
         ConflictError: if a tenant with open leases is to be closed.
@@ -87,6 +91,9 @@ async def update_tenant(
             tenant = replace(tenant, title=_title(title))
         if limit_gpus is not None:
             tenant = replace(tenant, limit_milli_gpus=parse_gpus(limit_gpus))
+        if limit_tokens_per_month is not ...:
+            tokens = checked_limit(limit_tokens_per_month, what="limit_tokens_per_month")
+            tenant = replace(tenant, limit_tokens_per_month=tokens)
         if closed is True:
             if await uow.leases.list(tenant=tenant.id, open_only=True):
                 raise ConflictError(f"tenant {tenant.id} still has leases; release them first")
@@ -94,7 +101,11 @@ async def update_tenant(
         elif closed is False:
             tenant = replace(tenant, closed_ms=None)
         await uow.tenants.update(tenant)
-        message = f"limit {tenant.limit_milli_gpus} milli-GPUs, {'closed' if tenant.closed_ms else 'open'}"
+        tokens_per_month = tenant.limit_tokens_per_month or "unlimited"
+        message = (
+            f"limit {tenant.limit_milli_gpus} milli-GPUs, {tokens_per_month} tokens a month, "
+            f"{'closed' if tenant.closed_ms else 'open'}"
+        )
         await uow.events.append(
             Event(clock.now_ms(), "tenant.changed", tenant.id, tenant.id, principal.actor, message)
         )

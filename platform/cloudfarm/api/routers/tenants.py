@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from cloudfarm.api import schemas
 from cloudfarm.api.auth import Admin, Operator, Viewer
 from cloudfarm.api.context import Context
-from cloudfarm.domain.tenant import CredentialKind
+from cloudfarm.domain.tenant import CredentialKind, Limits
 from cloudfarm.usecases import credentials, tenants
 
 router = APIRouter(prefix="/v1", tags=["Tenants"])
@@ -60,8 +60,12 @@ async def change_tenant(
         tenant,
         title=body.title,
         limit_gpus=body.limit_gpus,
+        limit_tokens_per_month=(
+            body.limit_tokens_per_month if "limit_tokens_per_month" in body.model_fields_set else ...
+        ),
         closed=body.closed,
     )
+    await context.meter.refresh()
     context.nudge.nudge()
     return schemas.TenantOut.of(changed)
 
@@ -108,7 +112,9 @@ async def issue_key(body: schemas.KeyBody, caller: Admin, context: Context) -> s
         services=body.services,
         tenant=body.tenant,
         hours=body.hours,
+        limits=Limits(body.requests_per_minute, body.tokens_per_minute, body.tokens_per_month),
     )
+    await context.meter.refresh()
     return schemas.CredentialOut.of(made, secret)
 
 
@@ -119,6 +125,18 @@ async def list_keys(
     """Return a tenant's API keys, newest first."""
     found = await credentials.list_credentials(context.store, caller, CredentialKind.KEY, tenant=tenant)
     return [schemas.CredentialOut.of(each) for each in found]
+
+
+@router.patch("/keys/{key_id}")
+async def limit_key(
+    key_id: str, body: schemas.KeyChange, caller: Admin, context: Context
+) -> schemas.CredentialOut:
+    """Change an API key's limits."""
+    changed = await credentials.limit_key(
+        context.store, context.clock, caller, key_id, body.model_dump(exclude_unset=True)
+    )
+    await context.meter.refresh()
+    return schemas.CredentialOut.of(changed)
 
 
 @router.delete("/keys/{key_id}", status_code=204)

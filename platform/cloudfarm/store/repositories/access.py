@@ -1,10 +1,11 @@
 """Tenants and their credentials."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 
-from cloudfarm.domain.tenant import Credential, Tenant
+from cloudfarm.domain.tenant import Credential, Limits, Tenant
 from cloudfarm.store import rows
 from cloudfarm.store.records import Records
 from cloudfarm.store.transaction import Transaction
@@ -67,6 +68,21 @@ class SqlCredentials:
         table = rows.credentials
         whose = table.c.tenant.is_(None) if tenant is None else table.c.tenant == tenant
         return (await self._records.oldest_first(whose))[::-1]
+
+    async def list_limited(self) -> Sequence[Credential]:
+        """Return those that have a limit and are not revoked, by id."""
+        table = rows.credentials
+        limits = [table.c[each.name].is_not(None) for each in fields(Limits)]
+        return await self._records.list(or_(*limits), table.c.revoked_ms.is_(None), by=[table.c.id])
+
+    async def limit(self, credential_id: str, limits: Limits) -> None:
+        """Store other limits, and nothing else: it may be being revoked."""
+        table = rows.credentials
+        done = await self._records.transaction.write(
+            update(table).where(table.c.id == credential_id).values(asdict(limits)),
+        )
+        if not done.rowcount:
+            raise self._records.missing(credential_id)
 
     async def revoke(self, credential_id: str, now_ms: int) -> None:
         """Revoke now; a second time changes nothing."""

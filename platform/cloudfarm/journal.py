@@ -1,0 +1,151 @@
+"""Notes of what callers use, in files of the state folder: one file a batch, one line a writing.
+
+A line is written by one system call and not forced to the disk: it outlives the process, not a loss of power. Each
+process holds locks on its files, which end with it, so that another hands over only what nobody writes any more.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from cloudfarm.domain.served import Account, Note, Used
+from cloudfarm.errors import CloudfarmError, StorageFullError, UnavailableError
+
+_SUFFIX = ".jsonl"
+_NEW = ".new"
+"""Ends the name of a file that is not locked yet."""
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_MOST = 2**53
+"""No number of a note is as large."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class FileJournal:
+    """Implements :class:`cloudfarm.ports.UsageJournal`."""
+
+    folder: Path
+    """Made when it is first written to."""
+    _open: tuple[str, int] | None = None
+    """Name and descriptor of the batch that is being written."""
+    _waiting: dict[str, int] = field(default_factory=dict)
+    """Descriptors, each with its lock, by name."""
+
+    def append(self, notes: Sequence[Note]) -> None:
+        """Write notes as one line.
+
+        Raises:
+            StorageFullError: if there is no room.
+            UnavailableError: if the file system fails otherwise.
+        """
+        line = json.dumps([astuple(note) for note in notes], separators=(",", ":")).encode() + b"\n"
+        with _our_errors():
+            try:
+                if self._open is None:
+                    self._open = self._new_batch()
+                while line:
+                    line = line[os.write(self._open[1], line) :]
+            except OSError:
+                # What got there of the line has no end and counts as not written; nothing may be put behind it.
+                self.close_batch()
+                raise
+
+    def close_batch(self) -> str | None:
+        """Let the open batch wait; return its name."""
+        if self._open is None:
+            return None
+        name, descriptor = self._open
+        self._waiting[name] = descriptor
+        self._open = None
+        return name
+
+    def waiting(self) -> Sequence[str]:
+        """Return the batches that wait; those that another process left become this one's."""
+        with _our_errors():
+            ours = {*self._waiting, *([self._open[0]] if self._open else [])}
+            there = self.folder.glob(f"*{_SUFFIX}") if self.folder.is_dir() else ()
+            for path in there:
+                if path.stem not in ours:
+                    self._take_over(path)
+            return sorted(self._waiting)
+
+    def read(self, batch: str) -> Sequence[Note]:
+        """Return a batch's notes."""
+        with _our_errors():
+            text = (self.folder / f"{batch}{_SUFFIX}").read_bytes()
+        *lines, torn = text.split(b"\n")
+        if torn:
+            log.warning("batch %s: the last line was not written to its end and is left out", batch)
+        notes: list[Note] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                notes += [_note(plain) for plain in json.loads(line)]
+            except (ValueError, TypeError, RecursionError) as error:
+                log.warning("batch %s: line %d cannot be read and is left out: %s", batch, number, error)
+        return notes
+
+    def drop(self, batch: str) -> None:
+        """Remove a batch's file."""
+        with _our_errors():
+            (self.folder / f"{batch}{_SUFFIX}").unlink(missing_ok=True)
+            os.close(self._waiting.pop(batch))
+
+    def close(self) -> None:
+        """Let go of all files, which stay."""
+        self.close_batch()
+        for descriptor in self._waiting.values():
+            os.close(descriptor)
+        self._waiting.clear()
+
+    def _new_batch(self) -> tuple[str, int]:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        name = uuid4().hex
+        new = self.folder / f"{name}{_NEW}"
+        descriptor = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # Named as a batch only when it is locked: else another process might take it for one that nobody writes.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            new.rename(self.folder / f"{name}{_SUFFIX}")
+        except OSError:
+            os.close(descriptor)
+            raise
+        return name, descriptor
+
+    def _take_over(self, path: Path) -> None:
+        with suppress(FileNotFoundError):  # handed over by its owner just now
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)  # its owner lives
+            else:
+                self._waiting[path.stem] = descriptor
+
+
+def _note(plain: Any) -> Note:
+    account, start_ms, end_ms, used = plain
+    note = Note(Account(*account), start_ms, end_ms, Used(*used))
+    numbers = (start_ms, end_ms, *astuple(note.used))
+    if not all(type(number) is int and 0 <= number < _MOST for number in numbers) or start_ms > end_ms:
+        raise ValueError("a number that no note has")
+    if not all(type(text) is str for text in astuple(note.account)):
+        raise TypeError("a name that is no text")
+    return note
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        kind: type[CloudfarmError] = StorageFullError if error.errno in _NO_ROOM else UnavailableError
+        raise kind(f"the journal of what is used: {error}") from error

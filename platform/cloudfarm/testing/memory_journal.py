@@ -1,0 +1,68 @@
+"""The journal of what callers use, in memory, with knobs named after faults."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from cloudfarm.domain.served import Note
+from cloudfarm.errors import StorageFullError
+
+
+@dataclass(slots=True)
+class JournalFolder:
+    """What outlives the process: batches by name, and which of them a living process has."""
+
+    batches: dict[str, list[Note]] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class MemoryJournal:
+    """Implements :class:`cloudfarm.ports.UsageJournal`."""
+
+    folder: JournalFolder = field(default_factory=JournalFolder)
+    full: bool = False
+    """Refuse every note."""
+    _open: str | None = None
+    _waiting: set[str] = field(default_factory=set)
+
+    def append(self, notes: Sequence[Note]) -> None:
+        """Keep notes."""
+        if self.full:
+            self.close_batch()
+            raise StorageFullError("the journal has no room")
+        if self._open is None:
+            self._open = uuid4().hex
+            self.folder.batches[self._open] = []
+            self.folder.held.add(self._open)
+        self.folder.batches[self._open] += notes
+
+    def close_batch(self) -> str | None:
+        """Let the open batch wait; return its name."""
+        closed, self._open = self._open, None
+        if closed is not None:
+            self._waiting.add(closed)
+        return closed
+
+    def waiting(self) -> Sequence[str]:
+        """Return the batches that wait; those that another process left become this one's."""
+        left = set(self.folder.batches) - self.folder.held
+        self.folder.held |= left
+        self._waiting |= left
+        return sorted(self._waiting)
+
+    def read(self, batch: str) -> Sequence[Note]:
+        """Return a batch's notes."""
+        return list(self.folder.batches[batch])
+
+    def drop(self, batch: str) -> None:
+        """Forget a batch."""
+        del self.folder.batches[batch]
+        self.folder.held.discard(batch)
+        self._waiting.discard(batch)
+
+    def close(self) -> None:
+        """Let go of everything, which stays: also what happens when the process is killed."""
+        self.close_batch()
+        self.folder.held -= self._waiting
+        self._waiting.clear()
