@@ -35,6 +35,9 @@ class FileJournal:
 
     folder: Path
     """Made when it is first written to."""
+    id: str = field(default_factory=lambda: uuid4().hex)
+    """Begins the names of its batches, which are numbered."""
+    _batches: int = 0
     _open: tuple[str, int] | None = None
     """Name and descriptor of the batch that is being written."""
     _waiting: dict[str, int] = field(default_factory=dict)
@@ -59,14 +62,16 @@ class FileJournal:
                 self.close_batch()
                 raise
 
-    def close_batch(self) -> str | None:
-        """Let the open batch wait; return its name."""
-        if self._open is None:
-            return None
-        name, descriptor = self._open
-        self._waiting[name] = descriptor
-        self._open = None
-        return name
+    def close_batch(self) -> None:
+        """Let the open batch wait."""
+        if self._open is not None:
+            name, descriptor = self._open
+            self._waiting[name] = descriptor
+            self._open = None
+
+    def is_own(self, batch: str) -> bool:
+        """Whether this journal has written the batch."""
+        return batch.startswith(f"{self.id}-")
 
     def waiting(self) -> Sequence[str]:
         """Return the batches that wait; those that another process left become this one's."""
@@ -108,7 +113,8 @@ class FileJournal:
 
     def _new_batch(self) -> tuple[str, int]:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = uuid4().hex
+        self._batches += 1
+        name = f"{self.id}-{self._batches}"
         new = self.folder / f"{name}{_NEW}"
         descriptor = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

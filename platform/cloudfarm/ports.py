@@ -438,11 +438,14 @@ class UsageJournal(Protocol):
     def append(self, notes: Sequence[Note]) -> None:
         """Write notes into the open batch, all or none of them; raises UnavailableError, StorageFullError."""
 
-    def close_batch(self) -> str | None:
-        """Let the open batch, if there is one, wait for its hand-over; return its name."""
+    def close_batch(self) -> None:
+        """Let the open batch, if there is one, wait for its hand-over; the next note opens another."""
 
     def waiting(self) -> Sequence[str]:
         """Return the names of the batches that wait, those that a dead process left too."""
+
+    def is_own(self, batch: str) -> bool:
+        """Whether this journal has written the batch, not one before it."""
 
     def read(self, batch: str) -> Sequence[Note]:
         """Return the notes of a waiting batch; what cannot be read of it is left out, and logged."""

@@ -23,6 +23,8 @@ class MemoryJournal:
     folder: JournalFolder = field(default_factory=JournalFolder)
     full: bool = False
     """Refuse every note."""
+    id: str = field(default_factory=lambda: uuid4().hex)
+    _batches: int = 0
     _open: str | None = None
     _waiting: set[str] = field(default_factory=set)
 
@@ -32,17 +34,21 @@ class MemoryJournal:
             self.close_batch()
             raise StorageFullError("the journal has no room")
         if self._open is None:
-            self._open = uuid4().hex
+            self._batches += 1
+            self._open = f"{self.id}-{self._batches}"
             self.folder.batches[self._open] = []
             self.folder.held.add(self._open)
         self.folder.batches[self._open] += notes
 
-    def close_batch(self) -> str | None:
-        """Let the open batch wait; return its name."""
-        closed, self._open = self._open, None
-        if closed is not None:
-            self._waiting.add(closed)
-        return closed
+    def close_batch(self) -> None:
+        """Let the open batch wait."""
+        if self._open is not None:
+            self._waiting.add(self._open)
+            self._open = None
+
+    def is_own(self, batch: str) -> bool:
+        """Whether this journal has written the batch."""
+        return batch.startswith(f"{self.id}-")
 
     def waiting(self) -> Sequence[str]:
         """Return the batches that wait; those that another process left become this one's."""

@@ -145,9 +145,9 @@ class Allowances:
         if key.requests is not None:
             key.requests.take(1, now_ms)
 
-    def used(self, tenant: str, key_id: str | None) -> int | None:
+    def used(self, tenant: str, key_id: str | None, now_ms: int) -> int | None:
         """Return what of this month's tokens a key, or with None a tenant, has used; None if that has no limit."""
-        budget = self._budgets.get((tenant, key_id))
+        budget = self._budget(tenant, key_id, now_ms)
         return None if budget is None else budget.used
 
     def take(self, tenant: str, key_id: str, tokens: int, now_ms: int) -> None:

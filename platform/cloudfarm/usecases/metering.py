@@ -108,8 +108,6 @@ class Meter:
     _under_way: set[Use] = field(default_factory=set)
     _unwritten: list[Note] = field(default_factory=list)
     """What the journal refused: it is tried again."""
-    _own: set[str] = field(default_factory=set)
-    """Batches of this process that wait."""
     _pending: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Tokens by tenant and key that were counted here and are not in the ledger yet."""
     _ready: bool = False
@@ -119,6 +117,7 @@ class Meter:
     _recount: bool = True
     """Whether also what the ledger says of this month must."""
     _failing: bool = False
+    _journal_failing: bool = False
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def begin(self, route: Route) -> Use:
@@ -212,16 +211,17 @@ class Meter:
             try:
                 self.journal.append(self._unwritten)
             except CloudfarmError as error:
-                log.error("the journal of what is used cannot be written: %s", error)  # noqa: TRY400 - no bug
+                if not self._journal_failing:
+                    log.error("what is used cannot be noted, and is only remembered: %s", error)  # noqa: TRY400
+                self._journal_failing = True
                 self._unwritten = list(by_minute(self._unwritten))
             else:
+                self._journal_failing = False
                 self._unwritten = []
 
     async def _hand_over(self) -> None:
-        if not self._own:  # one that the store does not take must not become many
-            closed = self.journal.close_batch()
-            if closed is not None:
-                self._own.add(closed)
+        if not any(self.journal.is_own(batch) for batch in self.journal.waiting()):
+            self.journal.close_batch()  # only then: one that the store does not take must not become many
         for batch in self.journal.waiting():
             # In a thread: what a farm that was killed has left may be long.
             notes = await asyncio.to_thread(self.journal.read, batch)
@@ -231,25 +231,25 @@ class Meter:
                     await uow.commit()
             except AlreadyExistsError:
                 log.info("the batch %s had been handed over before", batch)
-            if batch in self._own:
-                self._own.discard(batch)
-                for note in notes:
-                    self._settle(note)
+            self.journal.drop(batch)
+            if self.journal.is_own(batch):
+                self._settle(notes)
             else:
                 self._recount = True  # another process counted it
-            self.journal.drop(batch)
 
-    def _settle(self, note: Note) -> None:
-        whose = note.account.tenant, note.account.key_id
-        self._pending[whose] -= note.used.tokens
-        if not self._pending[whose]:
-            del self._pending[whose]
+    def _settle(self, notes: Sequence[Note]) -> None:
+        for note in notes:
+            whose = note.account.tenant, note.account.key_id
+            self._pending[whose] -= note.used.tokens
+            if not self._pending[whose]:
+                del self._pending[whose]
 
     async def _read_limits(self) -> None:
         # Nothing is handed over meanwhile: what the ledger says and what is pending then is all there is.
         self._changed, recount = False, self._recount
         try:
-            from_ms, until_ms = month_of(self.clock.now_ms())
+            now_ms = self.clock.now_ms()
+            from_ms, until_ms = month_of(now_ms)
             async with self.store.begin(write=False) as uow:
                 keys = await uow.credentials.list_limited()
                 budgets: dict[Whose, int | None] = {
@@ -262,12 +262,13 @@ class Meter:
                         tenant=tenant, key_id=key_id, from_ms=from_ms, until_ms=until_ms
                     )
                     for tenant, key_id in limited
-                    if recount or self._allowances.used(tenant, key_id) is None
+                    if recount or self._allowances.used(tenant, key_id, now_ms) is None
                 }
         except BaseException:
             self._changed = True
             raise
-        if self.clock.now_ms() >= until_ms:
+        now_ms = self.clock.now_ms()
+        if now_ms >= until_ms:
             self._changed = self._recount = True  # of another month now: at the next step
             return
         self._allowances.put(
@@ -275,10 +276,10 @@ class Meter:
             {
                 whose: Budget(limit, counted[whose] + self._pending_of(*whose))
                 if whose in counted
-                else Budget(limit, self._allowances.used(*whose) or 0)
+                else Budget(limit, self._allowances.used(*whose, now_ms) or 0)
                 for whose, limit in limited.items()
             },
-            self.clock.now_ms(),
+            now_ms,
         )
         self._ready, self._recount = True, False
 

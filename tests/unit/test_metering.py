@@ -1,0 +1,257 @@
+"""The meter: who is let in, and what is noted of it. Under all kinds of faults: ``test_metering_machine.py``."""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import pytest
+
+from cloudfarm.domain.served import MINUTE_MS, Account, Used
+from cloudfarm.domain.tenant import CredentialKind, Limits, Tenant
+from cloudfarm.domain.workload import Service
+from cloudfarm.errors import TooManyError, UnavailableError
+from cloudfarm.testing.clock import ManualClock
+from cloudfarm.testing.factories import add, keep, look, make_credential, make_service
+from cloudfarm.testing.memory_journal import MemoryJournal
+from cloudfarm.testing.memory_store import MemoryStore
+from cloudfarm.usecases.limits import month_of
+from cloudfarm.usecases.metering import MOST_AT_ONCE, Meter
+
+CHAT = make_service("s1", name="chat", tenant="kaist", project="wind")
+"""Two replicas of half a GPU."""
+
+
+@dataclass(frozen=True)
+class Route:
+    tenant: str = "snu"
+    key_id: str = "k1"
+    service: Service = CHAT
+    model: str = "chat:mine"
+
+
+ACCOUNT = Account("snu", "k1", "s1", "kaist", "chat", "wind", "chat:mine")
+
+
+@pytest.fixture
+async def store():
+    made = MemoryStore()
+    await add(
+        made,
+        tenants=[Tenant("kaist", "", 1), Tenant("snu", "", 1)],
+        credentials=[make_credential("k1", "snu", kind=CredentialKind.KEY)],
+    )
+    return made
+
+
+@pytest.fixture
+async def meter(store):
+    made = Meter(store, ManualClock(), MemoryJournal())
+    await made.step()
+    return made
+
+
+async def served(meter):
+    return [(each.account, each.used) for each in await look(meter.store, lambda uow: uow.served.days())]
+
+
+def noted(meter):
+    return [note for notes in meter.journal.folder.batches.values() for note in notes]
+
+
+async def test_a_request_is_counted_at_its_end_and_handed_over_at_the_next_step(meter):
+    use = meter.begin(Route())
+    use.count(prompt_tokens=12)
+    use.count(completion_tokens=3)
+    use.count(completion_tokens=4)
+    assert noted(meter) == []
+    meter.clock.advance(250)
+    use.end()
+    use.end()
+    used = Used(1, 12, 7, 250, 250 * 1000)
+    assert [note.used for note in noted(meter)] == [used]
+    assert await served(meter) == []
+    await meter.step()
+    assert await served(meter) == [(ACCOUNT, used)]
+    assert noted(meter) == []
+    with pytest.raises(ValueError, match="has ended"):
+        use.count(completion_tokens=1)
+
+
+async def test_a_stream_is_noted_while_it_runs_and_is_one_request(meter):
+    use = meter.begin(Route())
+    for _ in range(3):
+        use.count(completion_tokens=5)
+        meter.clock.advance(1000)
+        await meter.step()
+    assert await served(meter) == [(ACCOUNT, Used(1, 0, 15, 3000, 3_000_000))]
+    meter.clock.advance(10)
+    use.end()
+    await meter.step()
+    assert await served(meter) == [(ACCOUNT, Used(1, 0, 15, 3010, 3_010_000))]
+
+
+async def test_requests_at_once_share_the_services_gpus(meter):
+    long = meter.begin(Route())
+    meter.clock.advance(1000)
+    short = meter.begin(Route(key_id="k2"))
+    meter.clock.advance(500)
+    await meter.step()
+    meter.clock.advance(500)
+    short.end()
+    meter.clock.advance(1000)
+    long.end()
+    await meter.step()
+    got = {account.key_id: used for account, used in await served(meter)}
+    assert (got["k1"].busy_ms, got["k1"].milli_gpu_ms) == (3000, 2_500_000)
+    assert (got["k2"].busy_ms, got["k2"].milli_gpu_ms) == (1000, 500_000)
+
+
+async def test_services_do_not_share(meter):
+    other = make_service("s2", name="other", tenant="kaist", replicas=1)
+    uses = [meter.begin(Route()), meter.begin(Route(service=other))]
+    meter.clock.advance(1000)
+    for use in uses:
+        use.end()
+    await meter.step()
+    got = {account.service: used.milli_gpu_ms for account, used in await served(meter)}
+    assert got == {"chat": 1_000_000, "other": 500_000}
+
+
+async def test_more_replicas_count_from_the_next_request_on(meter):
+    first = meter.begin(Route())
+    meter.clock.advance(1000)
+    second = meter.begin(Route(service=replace(CHAT, replicas=4)))
+    second.end()
+    meter.clock.advance(1000)
+    first.end()
+    await meter.step()
+    assert sum(used.milli_gpu_ms for _, used in await served(meter)) == 1_000_000 + 2_000_000
+
+
+async def test_a_number_that_no_answer_has_is_refused(meter):
+    use = meter.begin(Route())
+    for wrong in ({"prompt_tokens": -1}, {"completion_tokens": MOST_AT_ONCE + 1}):
+        with pytest.raises(ValueError, match="cannot be counted"):
+            use.count(**wrong)
+    use.end()
+    await meter.step()
+    assert await served(meter) == [(ACCOUNT, Used(requests=1))]
+
+
+async def test_nobody_is_let_in_before_the_limits_are_known(store):
+    made = Meter(store, ManualClock(), MemoryJournal())
+    with pytest.raises(UnavailableError):
+        made.begin(Route())
+    await made.step()
+    made.begin(Route())
+
+
+async def test_a_limit_holds_from_the_refresh_on(meter):
+    for _ in range(5):
+        meter.begin(Route()).end()
+    await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(requests_per_minute=2)))
+    await meter.refresh()
+    for _ in range(2):
+        meter.begin(Route()).end()
+    with pytest.raises(TooManyError) as refused:
+        meter.begin(Route())
+    assert refused.value.data["limit"] == "requests_per_minute"
+    meter.begin(Route(key_id="k2")).end()
+
+
+async def test_a_restart_forgets_nothing_of_the_month(meter):
+    await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
+    await meter.refresh()
+    for tokens in (60, 30):  # in the ledger, and in the journal only
+        use = meter.begin(Route())
+        use.count(completion_tokens=tokens)
+        use.end()
+        if tokens == 60:
+            await meter.step()
+    meter.journal.close()
+    after = Meter(meter.store, meter.clock, MemoryJournal(meter.journal.folder))
+    await after.step()
+    use = after.begin(Route())
+    use.count(completion_tokens=10)
+    with pytest.raises(TooManyError) as refused:
+        after.begin(Route())
+    assert refused.value.data["used"] == 100
+
+
+async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over(meter):
+    for _ in range(2):
+        use = meter.begin(Route())
+        use.count(prompt_tokens=40)
+        await meter.step()
+    use.count(completion_tokens=20)
+    await keep(
+        meter.store,
+        lambda uow: uow.tenants.update(Tenant("snu", "", 1, limit_tokens_per_month=100)),
+    )
+    await meter.refresh()
+    with pytest.raises(TooManyError) as refused:
+        meter.begin(Route(key_id="k7"))
+    assert (refused.value.data["limit"], refused.value.data["used"]) == ("limit_tokens_per_month", 100)
+
+
+async def test_another_month_begins_at_nothing(meter):
+    await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
+    await meter.refresh()
+    use = meter.begin(Route())
+    use.count(completion_tokens=100)
+    use.end()
+    with pytest.raises(TooManyError):
+        meter.begin(Route())
+    meter.clock.at_ms = month_of(meter.clock.now_ms())[1]
+    await meter.refresh()
+    meter.begin(Route())
+
+
+async def test_what_runs_over_midnight_is_of_both_days(meter):
+    midnight = (meter.clock.now_ms() // 86_400_000 + 1) * 86_400_000
+    meter.clock.at_ms = midnight - 1000
+    use = meter.begin(Route())
+    use.count(completion_tokens=5)
+    meter.clock.at_ms = midnight - 1
+    await meter.step()
+    use.count(completion_tokens=7)
+    meter.clock.at_ms = midnight + 2 * MINUTE_MS
+    use.end()
+    await meter.step()
+    found = await look(meter.store, lambda uow: uow.served.days())
+    assert [(each.day, each.used.completion_tokens) for each in found] == [
+        (midnight // 86_400_000 - 1, 5),
+        (midnight // 86_400_000, 7),
+    ]
+
+
+async def test_the_loop_hands_over_at_its_end_and_lets_go_of_the_journal(store):
+    made = Meter(store, ManualClock(), MemoryJournal(), every_s=60)
+    async with made.running():
+        use = made.begin(Route())
+        use.count(completion_tokens=5)
+    assert await served(made) == [(ACCOUNT, Used(1, 0, 5))]
+    assert made.journal.folder.held == set()
+
+
+async def test_the_loop_goes_on_when_the_store_does_not_answer(store, monkeypatch, caplog):
+    made = Meter(store, ManualClock(), MemoryJournal(), every_s=0.0)
+    down = True
+    begin = store.begin
+
+    def refusing(*, write=True):
+        if down:
+            raise UnavailableError
+        return begin(write=write)
+
+    monkeypatch.setattr(store, "begin", refusing)
+    async with made.running():
+        for _ in range(20):
+            await asyncio.sleep(0)
+        with pytest.raises(UnavailableError):
+            made.begin(Route())
+        down = False
+        await asyncio.sleep(0)
+        await made.refresh()
+        made.begin(Route()).end()
+    assert [used.requests for _, used in await served(made)] == [1]
+    assert len([record for record in caplog.records if "handed over later" in record.message]) == 1
