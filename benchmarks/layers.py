@@ -26,6 +26,7 @@ from cloudfarm.clock import SystemClock
 from cloudfarm.domain.status import ServiceStatus
 from cloudfarm.domain.tenant import CredentialKind, Role, Tenant, hash_secret, new_secret
 from cloudfarm.inference.forecasts import Forecaster
+from cloudfarm.journal import FileJournal
 from cloudfarm.settings import Settings
 from cloudfarm.store import SqlStore, migrate
 from cloudfarm.testing.factories import add, make_credential, make_service
@@ -33,6 +34,7 @@ from cloudfarm.testing.fakes_api import FakeLiveLogs, FakeNudge
 from cloudfarm.usecases.access import Principal
 from cloudfarm.usecases.credentials import authenticate
 from cloudfarm.usecases.json_values import check_json
+from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.services import find_service
 
 TENANT, SERVICE = "bench", "wind"
@@ -56,7 +58,9 @@ async def _measure(folder: Path, calls: int) -> dict[str, float]:
     try:
         secret = await _fill(store)
         model = Forecaster(make_bundle(folder / "outbox")[0])
-        layers = _layers(store, folder, secret, model)
+        meter = Meter(store, SystemClock(), FileJournal(folder / "usage"))
+        await meter.step()
+        layers = _layers(store, folder, secret, model, meter)
         return {name: round(await _median_ms(call, calls), 3) for name, call in layers.items()}
     finally:
         await store.close()
@@ -83,7 +87,7 @@ async def _fill(store: SqlStore) -> str:
     return secret
 
 
-def _layers(store: SqlStore, folder: Path, secret: str, model: Forecaster) -> dict[str, Call]:
+def _layers(store: SqlStore, folder: Path, secret: str, model: Forecaster, meter: Meter) -> dict[str, Call]:
     request = example_request()
     body = json.dumps(request).encode()
     answers = Answers()
@@ -96,6 +100,7 @@ def _layers(store: SqlStore, folder: Path, secret: str, model: Forecaster) -> di
             live_logs=FakeLiveLogs(),
             inference=answers,
             nudge=FakeNudge(),
+            meter=meter,
         )
     )
     plain = FastAPI()

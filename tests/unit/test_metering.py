@@ -1,13 +1,12 @@
 """The meter: who is let in, and what is noted of it. Under all kinds of faults: ``test_metering_machine.py``."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
 from cloudfarm.domain.served import MINUTE_MS, Account, Used
 from cloudfarm.domain.tenant import CredentialKind, Limits, Tenant
-from cloudfarm.domain.workload import Service
 from cloudfarm.errors import TooManyError, UnavailableError
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.factories import add, keep, look, make_credential, make_service
@@ -15,17 +14,17 @@ from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases.limits import month_of
 from cloudfarm.usecases.metering import MOST_AT_ONCE, Meter
+from cloudfarm.usecases.routing import Route
 
 CHAT = make_service("s1", name="chat", tenant="kaist", project="wind")
 """Two replicas of half a GPU."""
 
 
-@dataclass(frozen=True)
-class Route:
-    tenant: str = "snu"
-    key_id: str = "k1"
-    service: Service = CHAT
-    model: str = "chat:mine"
+def route(key_id="k1", service=CHAT):
+    app_name = service.app_name
+    return Route(
+        tenant="snu", key_id=key_id, service=service, app_name=app_name, model="chat:mine", kind="causal-lm"
+    )
 
 
 ACCOUNT = Account("snu", "k1", "s1", "kaist", "chat", "wind", "chat:mine")
@@ -58,7 +57,7 @@ def noted(meter):
 
 
 async def test_a_request_is_counted_at_its_end_and_handed_over_at_the_next_step(meter):
-    use = meter.begin(Route())
+    use = meter.begin(route())
     use.count(prompt_tokens=12)
     use.count(completion_tokens=3)
     use.count(completion_tokens=4)
@@ -77,7 +76,7 @@ async def test_a_request_is_counted_at_its_end_and_handed_over_at_the_next_step(
 
 
 async def test_a_stream_is_noted_while_it_runs_and_is_one_request(meter):
-    use = meter.begin(Route())
+    use = meter.begin(route())
     for _ in range(3):
         use.count(completion_tokens=5)
         meter.clock.advance(1000)
@@ -90,9 +89,9 @@ async def test_a_stream_is_noted_while_it_runs_and_is_one_request(meter):
 
 
 async def test_requests_at_once_share_the_services_gpus(meter):
-    long = meter.begin(Route())
+    long = meter.begin(route())
     meter.clock.advance(1000)
-    short = meter.begin(Route(key_id="k2"))
+    short = meter.begin(route(key_id="k2"))
     meter.clock.advance(500)
     await meter.step()
     meter.clock.advance(500)
@@ -107,7 +106,7 @@ async def test_requests_at_once_share_the_services_gpus(meter):
 
 async def test_services_do_not_share(meter):
     other = make_service("s2", name="other", tenant="kaist", replicas=1)
-    uses = [meter.begin(Route()), meter.begin(Route(service=other))]
+    uses = [meter.begin(route()), meter.begin(route(service=other))]
     meter.clock.advance(1000)
     for use in uses:
         use.end()
@@ -117,9 +116,9 @@ async def test_services_do_not_share(meter):
 
 
 async def test_more_replicas_count_from_the_next_request_on(meter):
-    first = meter.begin(Route())
+    first = meter.begin(route())
     meter.clock.advance(1000)
-    second = meter.begin(Route(service=replace(CHAT, replicas=4)))
+    second = meter.begin(route(service=replace(CHAT, replicas=4)))
     second.end()
     meter.clock.advance(1000)
     first.end()
@@ -128,7 +127,7 @@ async def test_more_replicas_count_from_the_next_request_on(meter):
 
 
 async def test_a_number_that_no_answer_has_is_refused(meter):
-    use = meter.begin(Route())
+    use = meter.begin(route())
     for wrong in ({"prompt_tokens": -1}, {"completion_tokens": MOST_AT_ONCE + 1}):
         with pytest.raises(ValueError, match="cannot be counted"):
             use.count(**wrong)
@@ -140,29 +139,29 @@ async def test_a_number_that_no_answer_has_is_refused(meter):
 async def test_nobody_is_let_in_before_the_limits_are_known(store):
     made = Meter(store, ManualClock(), MemoryJournal())
     with pytest.raises(UnavailableError):
-        made.begin(Route())
+        made.begin(route())
     await made.step()
-    made.begin(Route())
+    made.begin(route())
 
 
 async def test_a_limit_holds_from_the_refresh_on(meter):
     for _ in range(5):
-        meter.begin(Route()).end()
+        meter.begin(route()).end()
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(requests_per_minute=2)))
     await meter.refresh()
     for _ in range(2):
-        meter.begin(Route()).end()
+        meter.begin(route()).end()
     with pytest.raises(TooManyError) as refused:
-        meter.begin(Route())
+        meter.begin(route())
     assert refused.value.data["limit"] == "requests_per_minute"
-    meter.begin(Route(key_id="k2")).end()
+    meter.begin(route(key_id="k2")).end()
 
 
 async def test_a_restart_forgets_nothing_of_the_month(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
     await meter.refresh()
     for tokens in (60, 30):  # in the ledger, and in the journal only
-        use = meter.begin(Route())
+        use = meter.begin(route())
         use.count(completion_tokens=tokens)
         use.end()
         if tokens == 60:
@@ -170,16 +169,16 @@ async def test_a_restart_forgets_nothing_of_the_month(meter):
     meter.journal.close()
     after = Meter(meter.store, meter.clock, MemoryJournal(meter.journal.folder))
     await after.step()
-    use = after.begin(Route())
+    use = after.begin(route())
     use.count(completion_tokens=10)
     with pytest.raises(TooManyError) as refused:
-        after.begin(Route())
+        after.begin(route())
     assert refused.value.data["used"] == 100
 
 
 async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over(meter):
     for _ in range(2):
-        use = meter.begin(Route())
+        use = meter.begin(route())
         use.count(prompt_tokens=40)
         await meter.step()
     use.count(completion_tokens=20)
@@ -189,27 +188,27 @@ async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over
     )
     await meter.refresh()
     with pytest.raises(TooManyError) as refused:
-        meter.begin(Route(key_id="k7"))
+        meter.begin(route(key_id="k7"))
     assert (refused.value.data["limit"], refused.value.data["used"]) == ("limit_tokens_per_month", 100)
 
 
 async def test_another_month_begins_at_nothing(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
     await meter.refresh()
-    use = meter.begin(Route())
+    use = meter.begin(route())
     use.count(completion_tokens=100)
     use.end()
     with pytest.raises(TooManyError):
-        meter.begin(Route())
+        meter.begin(route())
     meter.clock.at_ms = month_of(meter.clock.now_ms())[1]
     await meter.refresh()
-    meter.begin(Route())
+    meter.begin(route())
 
 
 async def test_what_runs_over_midnight_is_of_both_days(meter):
     midnight = (meter.clock.now_ms() // 86_400_000 + 1) * 86_400_000
     meter.clock.at_ms = midnight - 1000
-    use = meter.begin(Route())
+    use = meter.begin(route())
     use.count(completion_tokens=5)
     meter.clock.at_ms = midnight - 1
     await meter.step()
@@ -227,7 +226,7 @@ async def test_what_runs_over_midnight_is_of_both_days(meter):
 async def test_the_loop_hands_over_at_its_end_and_lets_go_of_the_journal(store):
     made = Meter(store, ManualClock(), MemoryJournal(), every_s=60)
     async with made.running():
-        use = made.begin(Route())
+        use = made.begin(route())
         use.count(completion_tokens=5)
     assert await served(made) == [(ACCOUNT, Used(1, 0, 5))]
     assert made.journal.folder.held == set()
@@ -248,10 +247,10 @@ async def test_the_loop_goes_on_when_the_store_does_not_answer(store, monkeypatc
         for _ in range(20):
             await asyncio.sleep(0)
         with pytest.raises(UnavailableError):
-            made.begin(Route())
+            made.begin(route())
         down = False
         await asyncio.sleep(0)
         await made.refresh()
-        made.begin(Route()).end()
+        made.begin(route()).end()
     assert [used.requests for _, used in await served(made)] == [1]
     assert len([record for record in caplog.records if "handed over later" in record.message]) == 1

@@ -24,6 +24,7 @@ from cloudfarm.testing.factories import add, look, make_credential, make_service
 from cloudfarm.testing.memory_journal import JournalFolder, MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore, MemoryUnitOfWork
 from cloudfarm.usecases.metering import Meter, Use
+from cloudfarm.usecases.routing import Route
 
 KEYS = {"k1": "kaist", "k2": "kaist", "k3": "snu"}
 SERVICES = {name: make_service(name, name=name, tenant="kaist") for name in ("s1", "s2")}
@@ -45,17 +46,6 @@ class FlakyUnit(MemoryUnitOfWork):
         await super().commit()
         if self._store.fault == "after":
             raise UnavailableError
-
-
-@dataclass
-class Route:
-    key_id: str
-    service: object
-    model: str = "chat"
-
-    @property
-    def tenant(self):
-        return KEYS[self.key_id]
 
 
 @dataclass
@@ -127,7 +117,7 @@ class MeteringMachine(RuleBasedStateMachine):
     @rule(target=uses, key_id=st.sampled_from(sorted(KEYS)), service=st.sampled_from(sorted(SERVICES)))
     def begin(self, key_id, service):
         try:
-            use = self.meter.begin(Route(key_id, SERVICES[service]))
+            use = self.meter.begin(route(key_id, SERVICES[service]))
         except UnavailableError:
             assert not self.told, "the limits were read, and are not known"
             return None
@@ -221,6 +211,12 @@ class MeteringMachine(RuleBasedStateMachine):
             assert self.folder.batches == {}, "everything is handed over when nothing fails any more"
             self.all_that_was_noted_is_in_the_ledger_or_waits_once()
             self.runner.close()
+
+
+def route(key_id, service):
+    return Route(
+        tenant=KEYS[key_id], key_id=key_id, service=service, app_name="", model="chat", kind="causal-lm"
+    )
 
 
 def tokens(used):

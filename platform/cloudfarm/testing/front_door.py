@@ -22,7 +22,7 @@ from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.fake_farm import make_host
-from cloudfarm.testing.fakes_api import FakeInference, FakeLiveLogs, RecordingMeter, FakeNudge
+from cloudfarm.testing.fakes_api import FakeInference, FakeLiveLogs, FakeNudge, RecordingMeter
 from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases import paths

@@ -26,6 +26,8 @@ MOST_AT_ONCE = 10**9
 Whose = tuple[str, str | None]
 """A tenant, and one of its keys or None for all that it uses."""
 
+_NOTHING = Used()
+
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +47,7 @@ class Use:
     """Up to when the journal has it."""
     _noted_clock: int
     """The virtual clock of the service's shares at that time."""
-    _noted: Used = Used()
+    _noted: Used = _NOTHING
     """What the journal has."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
