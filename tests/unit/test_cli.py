@@ -156,3 +156,21 @@ def test_a_tenants_tokens_of_a_month(monkeypatch, farm, said, sent) -> None:
     farm[0]["PATCH", "/v1/tenants/alpha"] = httpx.Response(200, json={"id": "alpha"})
     assert run(monkeypatch, "tenant", "budget", "alpha", said) == 0
     assert farm[1] == [("PATCH", "/v1/tenants/alpha", {"limit_tokens_per_month": sent})]
+
+
+def test_the_statement_of_calls_is_a_table_with_a_total(monkeypatch, farm, capsys) -> None:
+    used = {
+        "requests": 3,
+        "prompt_tokens": 40,
+        "completion_tokens": 50,
+        "busy_ms": 1234,
+        "milli_gpu_ms": 617_001,
+    }
+    line = {"day": "2026-11-21", "tenant": "a", "key": "c1", "service": "a/chat", "model": "chat", **used}
+    body = {"lines": [], "total": 0, "running": [], "served": {"total": used, "lines": [line]}}
+    farm[0]["GET", "/v1/usage"] = httpx.Response(200, json=body)
+    monkeypatch.setattr(session.out, "width", 200)
+    assert run(monkeypatch, "usage") == 0
+    shown = capsys.readouterr().out
+    assert "served: 3 requests in 1.234 s, 40 tokens read and 50 made, 617.001 milli-GPU-seconds" in shown
+    assert "a/chat" in shown

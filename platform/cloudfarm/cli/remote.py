@@ -1,6 +1,6 @@
 """Commands that talk to a farm's API: see ``session`` for which farm and whose token."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,18 @@ LEASE_COLUMNS = (
 SERVICE_COLUMNS = ("name", "tenant", "project", "model", "status", "replicas", "lease", "message")
 
 TENANT_COLUMNS = ("id", "title", "limit_milli_gpus", "limit_tokens_per_month", "closed")
+SERVED_COLUMNS = (
+    "day",
+    "tenant",
+    "key",
+    "service",
+    "model",
+    "requests",
+    "prompt_tokens",
+    "completion_tokens",
+    "busy_s",
+    "milli_gpu_seconds",
+)
 KEY_COLUMNS = (
     "id",
     "user",
@@ -383,7 +395,7 @@ def usage(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the statement: milli-GPU-seconds by day, tenant and lease."""
+    """Print the statement: milli-GPU-seconds by day, tenant and lease, and what calls to services used."""
     with connect() as farm:
         found = farm.get("/v1/usage", tenant=tenant_id, lease=lease_id, **{"from": first_day, "to": last_day})
     if as_json:
@@ -396,6 +408,24 @@ def usage(
             f"running: {each['lease']} of {each['tenant']}, {each['milli_gpu_seconds']} so far",
             highlight=False,
         )
+    served = found["served"]
+    if served["lines"]:
+        show([with_seconds(line) for line in served["lines"]], as_json=False, columns=SERVED_COLUMNS)
+        used = with_seconds(served["total"])
+        out.print(
+            f"served: {used['requests']} requests in {used['busy_s']} s, {used['prompt_tokens']} tokens read and "
+            f"{used['completion_tokens']} made, {used['milli_gpu_seconds']} milli-GPU-seconds",
+            highlight=False,
+        )
+
+
+def with_seconds(used: dict[str, Any]) -> dict[str, Any]:
+    """Return what calls used with seconds beside the milliseconds."""
+    return {
+        **used,
+        "busy_s": f"{used['busy_ms'] / 1000:.3f}",
+        "milli_gpu_seconds": f"{used['milli_gpu_ms'] / 1000:.3f}",
+    }
 
 
 def events(

@@ -2,11 +2,13 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.ledger import DAY_MS, LedgerEntry, amount, split
+from cloudfarm.domain.served import DayUse, Used
 from cloudfarm.domain.status import LeaseStatus
 from cloudfarm.domain.tenant import Role
 from cloudfarm.errors import InvalidInputError
@@ -40,13 +42,36 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedLine:
+    """What calls to a service used on one day.
+
+    Who reads a tenant's statement sees of others that called its services only which tenant it was.
+    """
+
+    day: date
+    tenant: str
+    """The caller's."""
+    key: str
+    model: str
+    service: str
+    """With its tenant before it: ``tenant/name``."""
+    project: str
+    used: Used
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
-    """Charged lines of whole UTC days, and apart from them what runs now."""
+    """Charged lines of whole UTC days; apart from them what runs now, and what callers used of services.
+
+    What callers used is not charged beside the leases of the services, which the lines have: it says whose use of them
+    it was.
+    """
 
     first_day: date | None
     last_day: date | None
     lines: tuple[UsageLine, ...]
     running: tuple[Running, ...]
+    served: tuple[ServedLine, ...]
 
     @property
     def total(self) -> int:
@@ -58,6 +83,19 @@ class Statement:
         sums: Counter[str] = Counter()
         for line in self.lines:
             sums[str(getattr(line, field))] += line.milli_gpu_seconds
+        return dict(sorted(sums.items()))
+
+    @property
+    def served_total(self) -> Used:
+        """What all calls used."""
+        return sum((line.used for line in self.served), Used())
+
+    def served_by(self, field: str) -> dict[str, Used]:
+        """Return what calls used for each value of a line's field; they sum to the total."""
+        sums: dict[str, Used] = {}
+        for line in self.served:
+            value = str(getattr(line, field))
+            sums[value] = sums.get(value, Used()) + line.used
         return dict(sorted(sums.items()))
 
 
@@ -78,12 +116,14 @@ async def statement(
     if first is not None and last is not None and last < first:
         raise InvalidInputError("the last day comes before the first")
     now_ms = clock.now_ms()
+    from_ms = None if first is None else (first - _EPOCH).days * DAY_MS
+    until_ms = None if last is None else ((last - _EPOCH).days + 1) * DAY_MS
     async with store.begin(write=False) as uow:
-        entries = await uow.ledger.list(
-            tenant=scope,
-            lease_id=lease_id,
-            from_ms=None if first is None else (first - _EPOCH).days * DAY_MS,
-            until_ms=None if last is None else ((last - _EPOCH).days + 1) * DAY_MS,
+        entries = await uow.ledger.list(tenant=scope, lease_id=lease_id, from_ms=from_ms, until_ms=until_ms)
+        days = (
+            await uow.served.days(tenant=scope, from_ms=from_ms, until_ms=until_ms)
+            if lease_id is None
+            else ()
         )
         leases = await uow.leases.list(tenant=scope, open_only=True)
     lines = [line for entry in entries for line in _lines(entry) if _within(line.day, first, last)]
@@ -100,7 +140,25 @@ async def statement(
         and lease.status in (LeaseStatus.ACTIVE, LeaseStatus.ENDING)
         and lease_id in (None, lease.id)
     ]
-    return Statement(first, last, tuple(lines), tuple(running))
+    return Statement(first, last, tuple(lines), tuple(running), _served(days, scope))
+
+
+def _served(days: Sequence[DayUse], reader: str | None) -> tuple[ServedLine, ...]:
+    sums: dict[ServedLine, Used] = {}
+    for each in days:
+        account = each.account
+        is_own_call = reader in (None, account.tenant)
+        line = ServedLine(
+            day=_EPOCH + timedelta(days=each.day),
+            tenant=account.tenant,
+            key=account.key_id if is_own_call else "",
+            model=account.model if is_own_call else "",
+            service=f"{account.service_tenant}/{account.service}",
+            project=account.project if reader in (None, account.service_tenant) else "",
+            used=Used(),
+        )
+        sums[line] = sums.get(line, Used()) + each.used
+    return tuple(replace(line, used=used) for line, used in sums.items())
 
 
 def _lines(entry: LedgerEntry) -> list[UsageLine]:

@@ -1,5 +1,6 @@
 """The farm's state, its events, and what it was used for."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -92,7 +93,7 @@ async def usage_statement(
     first_day: Annotated[str | None, Query(alias="from")] = None,
     last_day: Annotated[str | None, Query(alias="to")] = None,
 ) -> dict[str, Any]:
-    """Return what was charged on whole UTC days, and apart from it what running leases have cost so far."""
+    """Return what was charged on whole UTC days; apart from it what leases cost that run, and what calls used."""
     found = await usage.statement(
         context.store,
         context.clock,
@@ -130,4 +131,23 @@ async def usage_statement(
             }
             for each in found.running
         ],
+        "served": {
+            "total": asdict(found.served_total),
+            **{
+                f"by_{name}": {value: asdict(used) for value, used in found.served_by(name).items()}
+                for name in ("day", "tenant", "key", "service", "model")
+            },
+            "lines": [
+                {
+                    "day": line.day.isoformat(),
+                    "tenant": line.tenant,
+                    "key": line.key,
+                    "model": line.model,
+                    "service": line.service,
+                    "project": line.project,
+                    **asdict(line.used),
+                }
+                for line in found.served
+            ],
+        },
     }
