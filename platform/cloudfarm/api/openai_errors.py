@@ -64,7 +64,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> InvalidInputError:
     """Return pydantic's findings as one of ours: the first member that is wrong, and what all say about it."""
     first = errors[0]
     raised = first.get("ctx", {}).get("error")
-    member = "".join(str(place) for place in first["loc"][1:2])
+    member = "" if first["type"] == "json_invalid" else "".join(str(place) for place in first["loc"][1:2])
     code = _PYDANTIC_CODES.get(first["type"], "invalid_value")
     if isinstance(raised, ParameterError):
         code, member = raised.code, raised.param or member

@@ -21,6 +21,7 @@ from pydantic import (
 from cloudfarm.api.openai_errors import ParameterError
 from cloudfarm.domain.generation import Generation, Message, Sampling
 
+MAX_MEMBERS = 64
 MAX_MESSAGES = 2048
 MAX_PARTS = 256
 MAX_PROMPT_TOKENS = 1 << 17
@@ -49,25 +50,45 @@ UnsupportedText = Annotated[Any, AfterValidator(_neutral(""))]
 PlainText = Annotated[Any, AfterValidator(_neutral({"type": "text"}))]
 Ignored = Annotated[Any, Field(description="Accepted; it changes nothing here.")]
 
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ParameterError("this has half a character in it (a lone surrogate)") from None
+    return text
+
+
 Number = StrictInt | StrictFloat
-Name = Annotated[StrictStr, Field(min_length=1, max_length=300)]
-Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000)]
+Text = Annotated[StrictStr, AfterValidator(_encodable)]
+SomeText = Annotated[Text, Field(min_length=1)]
+Name = Annotated[Text, Field(min_length=1, max_length=300)]
+Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[StrictInt, Field(ge=0, lt=1 << 31)]
 
 
-class OpenAiBody(BaseModel):
-    """A request to an OpenAI-compatible route."""
+class Part(BaseModel):
+    """A part of a request. Not many findings are made about one, since each takes its time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MAX_MEMBERS:
+            raise ParameterError(f"more than {MAX_MEMBERS} members")
+        return given
+
+
+class OpenAiBody(Part):
+    """A request to an OpenAI-compatible route."""
 
     model: Name
     user: Ignored = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Part):
     """What a stream tells besides the text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     include_usage: StrictBool | None = None
     include_obfuscation: Ignored = None
@@ -122,22 +143,18 @@ class SampledBody(OpenAiBody):
         )
 
 
-class TextPart(BaseModel):
+class TextPart(Part):
     """A part of a message; images, sound and files are none that the farm's models read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     type: Literal["text"]
-    text: StrictStr
+    text: Text
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Part):
     """A turn of a conversation; also as the client's library writes down an answer of ours."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
     name: Unsupported = None
     refusal: Unsupported = None
     annotations: UnsupportedList = None
@@ -155,7 +172,7 @@ class ChatMessage(BaseModel):
 class ChatBody(SampledBody):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     metadata: Ignored = None
     store: Ignored = None
@@ -199,9 +216,9 @@ class CompletionBody(SampledBody):
     """``POST /v1/completions``: one prompt, as text or as token ids."""
 
     prompt: (
-        Annotated[StrictStr, Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
-        | Annotated[list[Annotated[StrictStr, Field(min_length=1)]], Field(min_length=1, max_length=1)]
+        SomeText
+        | Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
+        | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=1)]
     )
     best_of: Annotated[Any, AfterValidator(_neutral(1))] = None
     echo: UnsupportedFlag = None
@@ -217,12 +234,7 @@ class CompletionBody(SampledBody):
 class EmbeddingBody(OpenAiBody):
     """``POST /v1/embeddings``."""
 
-    input: (
-        Annotated[StrictStr, Field(min_length=1)]
-        | Annotated[
-            list[Annotated[StrictStr, Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)
-        ]
-    )
+    input: SomeText | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Unsupported = None
 

@@ -132,11 +132,18 @@ class FakeClient:
         """Close the connection, and wait until the application is done with it."""
         if self._task is not None:
             self._to_app.put_nowait({"type": "http.disconnect"})
-            while not self._task.done() and not self._from_app.empty():
-                self._from_app.get_nowait()  # what was under way is lost
-                await asyncio.sleep(0)
-            await asyncio.wait_for(self._task, timeout=10)
-            self._task = None
+            await self.ended()
+
+    async def ended(self) -> None:
+        """Wait until the application is done with the request; from now on nothing is read."""
+        task, self._task = self._task, None
+        if task is not None:
+            await asyncio.wait_for(task, timeout=10)
+
+    def cancel(self) -> None:
+        """Give the request up on the server's side, as one that is shut down does."""
+        if self._task is not None:
+            self._task.cancel()
 
 
 class FakeWebSocket:

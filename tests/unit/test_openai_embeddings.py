@@ -1,0 +1,51 @@
+"""Embeddings as OpenAI's API has them."""
+
+import base64
+import struct
+
+import pytest
+
+from cloudfarm.testing.front_door import FrontDoor, open_front_door
+from cloudfarm.testing.http_checks import assert_openai_error
+
+PATH = "/v1/embeddings"
+
+
+@pytest.fixture
+async def door(tmp_path):
+    async with open_front_door(tmp_path) as opened:
+        await opened.serve("meaning", "text-embedding")
+        yield opened
+
+
+async def embed(door: FrontDoor, **fields):
+    return await door.call("alpha.key", "POST", PATH, json={"model": "meaning", **fields})
+
+
+@pytest.mark.parametrize("asked", [{}, {"encoding_format": "float"}, {"encoding_format": None, "user": "x"}])
+async def test_numbers(door: FrontDoor, asked):
+    answer = await embed(door, input=["wind speed", "해"], **asked)
+    assert answer.json() == {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": 0, "embedding": [10.0, 0.25]},
+            {"object": "embedding", "index": 1, "embedding": [1.0, 0.25]},
+        ],
+        "model": "meaning",
+        "usage": {"prompt_tokens": 3, "total_tokens": 3},
+    }
+    ((route, use),) = door.meter.uses
+    assert (use.prompt_tokens, use.completion_tokens, use.ended) == (3, 0, True)
+    assert (route.service.name, route.app_name) == ("meaning", "alpha.meaning")
+
+
+async def test_base64_is_little_endian_floats(door: FrontDoor):
+    (row,) = (await embed(door, input="wind", encoding_format="base64")).json()["data"]
+    assert struct.unpack("<2f", base64.b64decode(row["embedding"])) == (4.0, 0.25)
+
+
+async def test_a_model_that_writes_does_not_embed(door: FrontDoor):
+    await door.serve("talk")
+    answer = await embed(door, model="talk", input="x")
+    assert_openai_error(answer, 400, "model_not_supported", param="model")
+    assert_openai_error(await embed(door, model="none", input="x"), 404, "model_not_found", param="model")

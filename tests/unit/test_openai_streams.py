@@ -1,0 +1,220 @@
+"""Clients that go away, read slowly or are many, and replicas that die: what is charged is what was taken."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloudfarm.api import streaming
+from cloudfarm.domain.generation import Piece
+from cloudfarm.testing.front_door import FrontDoor, open_front_door
+from cloudfarm.testing.http_checks import FakeClient, assert_openai_error
+
+CHAT = "/v1/chat/completions"
+BODY = {"model": "talk", "messages": [{"role": "user", "content": "one two three four five six"}]}
+EMBED = {"model": "meaning", "input": "hello"}
+
+
+@pytest.fixture
+async def door(tmp_path):
+    async with open_front_door(tmp_path, max_open_requests=3, max_open_requests_of_key=2) as opened:
+        await opened.serve("talk")
+        await opened.serve("meaning", "text-embedding")
+        yield opened
+
+
+def client(door: FrontDoor, path: str = CHAT, who: str = "alpha.key", **fields) -> FakeClient:
+    base = EMBED if path == "/v1/embeddings" else BODY
+    return FakeClient(door.app, path, {"Authorization": f"Bearer {door.tokens[who]}"}, {**base, **fields})
+
+
+async def ask(door: FrontDoor, who: str = "alpha.key", **fields) -> httpx.Response:
+    return await door.call(who, "POST", CHAT, json={**BODY, **fields})
+
+
+def assert_charged_as_taken(door: FrontDoor) -> None:
+    """Check that everything has ended and every piece that was taken from the engine is charged, and no other."""
+    assert door.inference.open == 0
+    assert all(use.ended for _, use in door.meter.uses)
+    assert door.app.state.calls.open.open == 0
+    charged = sum(use.completion_tokens for _, use in door.meter.uses)
+    assert charged == sum(piece.tokens for piece in door.inference.given)
+    assert sum(use.prompt_tokens for _, use in door.meter.uses) == sum(
+        piece.prompt_tokens for piece in door.inference.given
+    )
+
+
+# Going away
+
+
+async def test_a_reader_of_a_stream_goes_away(door: FrontDoor):
+    async with client(door, stream=True) as reader:
+        assert (await reader.receive())["status"] == 200
+        for _ in range(3):
+            assert (await reader.receive())["more_body"]
+        await reader.go()
+    assert 2 <= len(door.inference.given) <= 6
+    assert_charged_as_taken(door)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("pieces", [0, 1, 3])
+async def test_a_client_goes_away_while_the_model_thinks(door: FrontDoor, stream, pieces):
+    door.inference.stall_after = pieces
+    async with client(door, stream=stream) as reader:
+        while not door.inference.stalled.is_set():
+            if stream and pieces and not door.inference.stalled.is_set():
+                await reader.receive()
+            await asyncio.sleep(0)
+        assert door.inference.open == 1
+        await reader.go()
+    assert len(door.inference.given) == pieces
+    assert_charged_as_taken(door)
+
+
+async def test_a_client_goes_away_while_texts_are_embedded(door: FrontDoor):
+    door.inference.stall_after = 0
+    async with client(door, "/v1/embeddings") as reader:
+        await door.inference.stalled.wait()
+        await reader.go()
+    assert_charged_as_taken(door)
+
+
+@given(
+    readers=st.lists(
+        st.tuples(
+            st.booleans(), st.integers(0, 12), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 8))
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    dies_after=st.one_of(st.none(), st.integers(0, 8)),
+)
+@settings(max_examples=60, deadline=None)
+async def test_whenever_clients_go_away_they_pay_what_was_taken(tmp_path_factory, readers, dies_after):
+    async with open_front_door(tmp_path_factory.mktemp("farm")) as door:
+        await door.serve("talk")
+        door.inference.break_after = dies_after
+
+        async def read(stream: bool, messages: int, choices: int, most: int | None) -> None:
+            async with client(door, stream=stream, n=choices, max_tokens=most) as reader:
+                for _ in range(messages):
+                    message = await reader.receive()
+                    if message["type"] == "http.response.body" and not message.get("more_body"):
+                        return
+
+        await asyncio.gather(*(read(*each) for each in readers))
+        assert len(door.meter.uses) <= len(readers)
+        assert_charged_as_taken(door)
+
+
+async def test_a_cancelled_server_leaves_nothing_open(door: FrontDoor):
+    door.inference.stall_after = 2
+    async with client(door, stream=True) as reader:
+        await reader.receive()
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader.ended()
+    assert_charged_as_taken(door)
+
+
+# Reading slowly
+
+
+async def test_nothing_is_taken_from_the_model_that_the_reader_has_no_room_for(door: FrontDoor):
+    async with client(door, stream=True) as reader:
+        await reader.receive()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(door.inference.given) <= 3
+        await reader.go()
+    assert_charged_as_taken(door)
+
+
+async def test_a_reader_that_takes_nothing_counts_as_gone(door: FrontDoor, monkeypatch):
+    monkeypatch.setattr(streaming, "STALL_S", 0.01)
+    async with client(door, stream=True) as reader:
+        await reader.ended()
+    assert 0 < len(door.inference.given) < 8
+    assert_charged_as_taken(door)
+
+
+# Dying
+
+
+async def test_a_replica_that_dies_at_once_is_an_ordinary_error(door: FrontDoor):
+    door.inference.break_after = 0
+    for stream in (False, True):
+        assert_openai_error(await ask(door, stream=stream), 503, "unavailable")
+    assert_charged_as_taken(door)
+
+
+async def test_a_replica_that_dies_later_ends_the_stream_with_an_error(door: FrontDoor):
+    door.inference.break_after = 3
+    answer = await ask(door, stream=True)
+    assert answer.status_code == 200
+    *events, last = answer.text.removesuffix("\n\n").split("\n\n")
+    assert len(events) == 3
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["type"], error["code"], error["message"]) == (
+        "server_error",
+        "unavailable",
+        "the replica has died",
+    )
+    assert_charged_as_taken(door)
+    assert_openai_error(await ask(door), 503, "unavailable")
+    assert_charged_as_taken(door)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_without_an_end_is_no_answer(door: FrontDoor, monkeypatch, stream):
+    async def cut(*_):
+        yield Piece(prompt_tokens=1)
+        yield Piece(text="half", tokens=1)
+
+    monkeypatch.setattr(type(door.inference), "generate", cut)
+    answer = await ask(door, stream=stream)
+    if stream:
+        assert "[DONE]" not in answer.text
+        assert "broke off" in answer.text
+    else:
+        assert_openai_error(answer, 503, "unavailable")
+
+
+# Being many
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_key_may_have_so_many_requests_open(door: FrontDoor, stream):
+    door.inference.stall_after = 1
+    async with client(door, stream=stream), client(door, stream=stream) as second:
+        await until_open(door, 2)
+        refused = await ask(door)
+        error = assert_openai_error(refused, 429, "rate_limit_exceeded")
+        assert (error["limit"], error["limit_value"]) == ("open_requests", 2)
+        embed = await door.call("alpha.key", "POST", "/v1/embeddings", json=EMBED)
+        assert embed.status_code == 429
+        async with client(door, who="alpha.member"):
+            await until_open(door, 3)
+            assert_openai_error(await ask(door, who="alpha.admin"), 503, "unavailable")
+        await second.go()
+        door.inference.stall_after = None
+        assert (await ask(door)).status_code == 200
+    assert_charged_as_taken(door)
+
+
+async def test_a_refused_request_takes_no_place(door: FrontDoor):
+    door.inference.refusal = "no"
+    for _ in range(5):
+        assert (await ask(door)).status_code == 400
+    door.inference.refusal = ""
+    assert (await ask(door)).status_code == 200
+
+
+async def until_open(door: FrontDoor, count: int) -> None:
+    async with asyncio.timeout(10):
+        while door.inference.open < count:  # noqa: ASYNC110 - the fake knows no event for a number
+            await asyncio.sleep(0)
