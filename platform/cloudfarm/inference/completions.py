@@ -1,0 +1,135 @@
+"""Language models behind a handle: requests in the farm's words in, pieces of answers out.
+
+What the caller did wrong is answered with a :class:`~cloudfarm.domain.generation.Refusal`, not raised: an exception
+that crosses a Serve handle arrives as a ``RayTaskError`` with a traceback.
+"""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
+from cloudfarm.errors import NotFoundError
+from cloudfarm.inference.adapters import Adapters
+from cloudfarm.inference.asked import Prompts, check_sampling
+from cloudfarm.inference.engine import EngineName, LocalAdapter, open_engine
+from cloudfarm.training.bundle import BundleError, Manifest
+from cloudfarm.training.hf_folder import CAUSAL_LM, CausalLmSpec, fetch_bundle
+
+
+class Completions:
+    """A language model in memory. It is a plain class: ``services/completions.py`` makes a Serve deployment of it.
+
+    The bundle is copied to this machine, and only what was checked while it was copied is loaded.
+
+    Args:
+        model_uri: path or URI of a model bundle of kind ``causal-lm``.
+        engine: another choice than vLLM where that is installed.
+
+    Raises:
+        NotFoundError: there is no bundle.
+        BundleError: the bundle is not valid or is no language model.
+    """
+
+    def __init__(self, model_uri: str, engine: EngineName | None = None) -> None:
+        self._folder = scratch_folder()
+        try:
+            self._manifest = fetch_model(model_uri, self._folder / "model", CAUSAL_LM)
+            self._spec = CausalLmSpec.model_validate(self._manifest.spec)
+            self._adapters = Adapters(self._folder / "adapters", self._manifest, self._folder / "model")
+            self._engine = open_engine(self._folder / "model", self._spec.context_tokens, engine)
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder / "model", local_files_only=True)
+        self._prompts = Prompts(tokenizer, self._engine.context_tokens, self._engine.vocabulary)
+
+    async def generate(self, request: Generation) -> AsyncGenerator[Piece | Refusal]:
+        """Answer one request: pieces, or one refusal and nothing else. Closing the generator ends the work."""
+        refusal = check_sampling(request.sampling)
+        if refusal is not None:
+            yield refusal
+            return
+        prompt = await asyncio.to_thread(self._prompts.encode, request)  # seconds, for megabytes of text
+        if isinstance(prompt, Refusal):
+            yield prompt
+            return
+        try:
+            adapter = await self._local(request)
+            room = self._prompts.room(prompt, request.sampling)
+            async with aclosing(self._engine.generate(prompt, request.sampling, room, adapter)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except (BundleError, NotFoundError) as bad:
+            yield Refusal(f"the adapter cannot be served: {bad.detail}", "model")
+
+    async def embed(self, texts: list[str]) -> Embeddings | Refusal:  # noqa: ARG002 - as services for embeddings
+        """Refuse: this model generates."""
+        return Refusal(f"{self._manifest.name} generates text; it makes no embeddings", "model")
+
+    async def describe(self) -> dict[str, Any]:
+        """Return the model's card: what it is, trained on what, and which engine serves it how."""
+        return card(self._manifest) | {
+            "context_tokens": self._engine.context_tokens,
+            "licence": self._spec.licence,
+            "engine": dict(self._engine.describe()),
+        }
+
+    async def running(self) -> int:
+        """Return how many requests the engine is answering."""
+        return self._engine.running()
+
+    def check_health(self) -> None:
+        """Let Serve replace a replica whose engine has ended."""
+        self._engine.check()
+
+    def close(self) -> None:
+        """End the engine, and remove what was copied."""
+        self._engine.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _local(self, request: Generation) -> LocalAdapter | None:
+        return None if request.adapter is None else await self._adapters.local(request.adapter)
+
+
+class CompletionsReplica(Completions):
+    """Completions as Serve starts and ends them."""
+
+    def __del__(self) -> None:
+        """Close; Serve calls this when the replica ends, and only once it answers nothing any more."""
+        if hasattr(self, "_prompts"):  # it was opened
+            self.close()
+
+
+def scratch_folder() -> Path:
+    """Return a new folder on this machine: the lease node's own if there is one, which goes with it."""
+    home = os.environ.get("CLOUDFARM_NODE_HOME")
+    return Path(tempfile.mkdtemp(prefix="model-", dir=home))
+
+
+def fetch_model(model_uri: str, into: Path, kind: str) -> Manifest:
+    """Copy a bundle of one kind into a new folder, as :func:`~cloudfarm.training.hf_folder.fetch_bundle` says."""
+    manifest = fetch_bundle(model_uri, into)
+    if manifest.kind != kind:
+        raise BundleError(f"{model_uri} is a {manifest.kind}, not a {kind}")
+    return manifest
+
+
+def card(manifest: Manifest) -> dict[str, Any]:
+    """Return what a card says of every model."""
+    return {
+        "model": manifest.name,
+        "version": manifest.version,
+        "kind": manifest.kind,
+        "created_at": manifest.model_dump(mode="json")["created_at"],
+        "framework": manifest.framework,
+        "metrics": manifest.metrics,
+        "data": manifest.data.model_dump(mode="json"),
+    }

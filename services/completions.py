@@ -1,0 +1,45 @@
+"""Language models on Ray Serve: a model bundle behind a handle that streams, no HTTP of its own.
+
+In a Serve config::
+
+    applications:
+      - name: chat
+        import_path: services.completions:app
+        args: {model_uri: /models/smollm2-135m-instruct, ray_actor_options: {num_gpus: 1}}  # else on CPU
+        route_prefix: null
+
+and from Python: ``serve.get_app_handle("chat").options(stream=True).generate.remote(generation)``; ``describe``
+gives the model's card.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+
+from cloudfarm.inference.completions import CompletionsReplica
+
+
+class CompletionsArgs(BaseModel):
+    """The application's ``args``; the farm gives every one of its services the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_uri: str
+    """Path or URI of a model bundle."""
+    num_replicas: int = 1
+    ray_actor_options: dict[str, Any] = {}
+    """What each replica needs, and where it must run."""
+
+
+def app(args: dict[str, Any]) -> Application:
+    """Return the application for ``args`` (see ``CompletionsArgs``)."""
+    wanted = CompletionsArgs.model_validate(args)
+    deployment = serve.deployment(
+        CompletionsReplica,
+        name="Completions",
+        max_ongoing_requests=100,
+        num_replicas=wanted.num_replicas,
+        ray_actor_options=wanted.ray_actor_options,
+    )
+    return deployment.bind(model_uri=wanted.model_uri)
