@@ -1,11 +1,14 @@
 """Every way to be refused leaves in the one shape: see ``assert_problem``, whose docstring specifies it."""
 
+import asyncio
+
 import httpx
 import pytest
 
+from cloudfarm.api import middleware
 from cloudfarm.errors import UnavailableError
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
-from cloudfarm.testing.http_checks import assert_problem
+from cloudfarm.testing.http_checks import assert_problem, assert_refused
 
 
 @pytest.fixture
@@ -75,6 +78,18 @@ async def test_body_over_the_limit_without_a_length(door: FrontDoor):
         answer = await client.post("/v1/leases", content=chunks())
     assert "content-length" not in answer.request.headers
     assert_problem(answer, 413, "too_large")
+
+
+@pytest.mark.parametrize("path", ["/v1/leases", "/v1/chat/completions"])
+async def test_a_body_that_does_not_come(door: FrontDoor, monkeypatch, path):
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 0.01)
+
+    async def chunks():
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with door.client("alpha.member") as client:
+        assert_refused(await client.post(path, content=chunks()), 408, "too_slow")
 
 
 async def test_body_at_the_limit_is_read(door: FrontDoor):

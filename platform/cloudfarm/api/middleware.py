@@ -1,5 +1,6 @@
 """What holds for every request, whatever its route."""
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator
@@ -8,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cloudfarm.api.problem import problem_response
+from cloudfarm.api.problem import TooSlowError, problem_response
 from cloudfarm.errors import CloudfarmError, TooLargeError
 from cloudfarm.usecases.access import quoted
 
@@ -20,6 +21,8 @@ MAX_DRAIN_BYTES = 512 * 1024**2
 A client that is still sending when the connection closes reports a broken connection and not the reason.
 Ray's own client refuses to send more than this.
 """
+BODY_TIMEOUT_S = 120.0
+"""How long a client may take to send a body that is not a package: an open one costs memory."""
 ASKED_METHOD = "cloudfarm.method"
 """Where a request's scope has the method that was asked for, if another one is answered."""
 SECURITY_HEADERS = {
@@ -98,12 +101,18 @@ class BodyLimit:
             return
         body = bytearray()
         size = 0
-        async for chunk in body_of(receive):
-            size += len(chunk)
-            if size <= self._max_bytes:
-                body += chunk
-            elif size > self._max_bytes + MAX_DRAIN_BYTES:
-                break
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in body_of(receive):
+                    size += len(chunk)
+                    if size <= self._max_bytes:
+                        body += chunk
+                    elif size > self._max_bytes + MAX_DRAIN_BYTES:
+                        break
+        except TimeoutError:
+            slow = TooSlowError(f"the body was not there after {BODY_TIMEOUT_S:g} s")
+            await problem_response(HTTPConnection(scope), slow)(scope, receive, send)
+            return
         if size > self._max_bytes:
             error = TooLargeError(f"the body is over {self._max_bytes} bytes", max_bytes=self._max_bytes)
             await problem_response(HTTPConnection(scope), error)(scope, receive, send)

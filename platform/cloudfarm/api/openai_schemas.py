@@ -3,7 +3,7 @@
 What it does not do is refused, not ignored, unless it is asked for in a way that changes nothing (``tools: null``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -11,10 +11,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -32,22 +34,22 @@ COMPLETION_TOKENS = 16
 _INT64 = 1 << 63
 
 
-def _neutral(*values: Any) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if value is None or any(value == each and type(value) is type(each) for each in values):
-            return None
-        raise ParameterError("this farm does not do that", code="unsupported_parameter")
+class Only:
+    """A member that may be there if it is null or has one of these values, which ask for nothing."""
 
-    return check
+    def __init__(self, *values: Any) -> None:
+        self._values = (None, *values)
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Return how pydantic checks it, and what the OpenAPI document says of it."""
+        shown = {"enum": [*self._values], "description": "Not done here."}
+        return handler.generate_schema(Annotated[Any, AfterValidator(self._check), WithJsonSchema(shown)])
+
+    def _check(self, value: Any) -> None:
+        if not any(value == each and type(value) is type(each) for each in self._values):
+            raise ParameterError("this farm does not do that", code="unsupported_parameter")
 
 
-Unsupported = Annotated[Any, AfterValidator(_neutral())]
-"""A member that may be there if it is null."""
-UnsupportedFlag = Annotated[Any, AfterValidator(_neutral(False))]
-UnsupportedList = Annotated[Any, AfterValidator(_neutral([]))]
-UnsupportedMap = Annotated[Any, AfterValidator(_neutral({}))]
-UnsupportedText = Annotated[Any, AfterValidator(_neutral(""))]
-PlainText = Annotated[Any, AfterValidator(_neutral({"type": "text"}))]
 Ignored = Annotated[Any, Field(description="Accepted; it changes nothing here.")]
 
 
@@ -108,7 +110,7 @@ class SampledBody(OpenAiBody):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: StrictBool | None = None
-    logit_bias: UnsupportedMap = None
+    logit_bias: Annotated[Any, Only({})] = None
 
     @model_validator(mode="after")
     def _streams_only(self) -> Self:
@@ -155,12 +157,12 @@ class ChatMessage(Part):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
-    name: Unsupported = None
-    refusal: Unsupported = None
-    annotations: UnsupportedList = None
-    audio: Unsupported = None
-    tool_calls: UnsupportedList = None
-    function_call: Unsupported = None
+    name: Annotated[Any, Only()] = None
+    refusal: Annotated[Any, Only()] = None
+    annotations: Annotated[Any, Only([])] = None
+    audio: Annotated[Any, Only()] = None
+    tool_calls: Annotated[Any, Only([])] = None
+    function_call: Annotated[Any, Only()] = None
 
     def message(self) -> Message:
         """Return it in the farm's words; ``developer`` is what newer clients call ``system``."""
@@ -182,20 +184,20 @@ class ChatBody(SampledBody):
     prompt_cache_options: Ignored = None
     prompt_cache_retention: Ignored = None
     parallel_tool_calls: Ignored = None
-    logprobs: UnsupportedFlag = None
-    top_logprobs: Annotated[Any, AfterValidator(_neutral(0))] = None
-    tools: UnsupportedList = None
-    tool_choice: Annotated[Any, AfterValidator(_neutral("none", "auto"))] = None
-    functions: UnsupportedList = None
-    function_call: Annotated[Any, AfterValidator(_neutral("none", "auto"))] = None
-    response_format: PlainText = None
-    modalities: Annotated[Any, AfterValidator(_neutral(["text"]))] = None
-    audio: Unsupported = None
-    moderation: Unsupported = None
-    prediction: Unsupported = None
-    reasoning_effort: Unsupported = None
-    verbosity: Unsupported = None
-    web_search_options: Unsupported = None
+    logprobs: Annotated[Any, Only(False)] = None
+    top_logprobs: Annotated[Any, Only(0)] = None
+    tools: Annotated[Any, Only([])] = None
+    tool_choice: Annotated[Any, Only("none", "auto")] = None
+    functions: Annotated[Any, Only([])] = None
+    function_call: Annotated[Any, Only("none", "auto")] = None
+    response_format: Annotated[Any, Only({"type": "text"})] = None
+    modalities: Annotated[Any, Only(["text"])] = None
+    audio: Annotated[Any, Only()] = None
+    moderation: Annotated[Any, Only()] = None
+    prediction: Annotated[Any, Only()] = None
+    reasoning_effort: Annotated[Any, Only()] = None
+    verbosity: Annotated[Any, Only()] = None
+    web_search_options: Annotated[Any, Only()] = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -220,10 +222,10 @@ class CompletionBody(SampledBody):
         | Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
         | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=1)]
     )
-    best_of: Annotated[Any, AfterValidator(_neutral(1))] = None
-    echo: UnsupportedFlag = None
-    logprobs: Unsupported = None
-    suffix: UnsupportedText = None
+    best_of: Annotated[Any, Only(1)] = None
+    echo: Annotated[Any, Only(False)] = None
+    logprobs: Annotated[Any, Only()] = None
+    suffix: Annotated[Any, Only("")] = None
 
     def generation(self) -> Generation:
         """Return the request in the farm's words."""
@@ -236,7 +238,7 @@ class EmbeddingBody(OpenAiBody):
 
     input: SomeText | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Unsupported = None
+    dimensions: Annotated[Any, Only()] = None
 
     @property
     def texts(self) -> Sequence[str]:

@@ -46,6 +46,14 @@ class MethodNotAllowedError(CloudfarmError):
     title: ClassVar[str] = "This path does not know the method"
 
 
+class TooSlowError(CloudfarmError):
+    """The body did not come in time."""
+
+    code: ClassVar[str] = "too_slow"
+    status: ClassVar[int] = 408
+    title: ClassVar[str] = "The body came too slowly"
+
+
 def problem_body(error: CloudfarmError, instance: str) -> dict[str, Any]:
     """Return the error's problem body; its data never hides a standard member."""
     return {

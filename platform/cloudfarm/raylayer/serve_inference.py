@@ -88,14 +88,10 @@ class ServeInference:
 
     @contextmanager
     def _told(self, app_name: str) -> Iterator[None]:
-        """Turn what Ray raises into an error for the caller, and ask for the application anew the next time."""
-        import grpc  # noqa: PLC0415 - only inside a replica
-        from ray.exceptions import RayError  # noqa: PLC0415
-        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
-
+        """Turn what Ray or the replica raises into an error for the caller."""
         try:
             yield
-        except (RayServeException, RayError, grpc.RpcError, TimeoutError) as error:
+        except Exception as error:  # over gRPC whatever the replica has raised is raised here as it is
             raise self._silent(app_name, error) from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -105,9 +101,12 @@ class ServeInference:
             raise self._silent(app_name, error) from error
 
     def _silent(self, app_name: str, error: BaseException) -> UnavailableError:
+        from ray.serve.exceptions import RayServeException  # noqa: PLC0415 - only inside a replica
+
         log.warning("%s: %s: %s", app_name, type(error).__name__, error)
-        for known in [each for each in self._handles if each[0] == app_name]:
-            del self._handles[known]
+        if isinstance(error, RayServeException | TimeoutError):  # perhaps it is another application by now
+            for known in [each for each in self._handles if each[0] == app_name]:
+                del self._handles[known]
         return UnavailableError(f"service {_name(app_name)} does not answer just now")
 
 

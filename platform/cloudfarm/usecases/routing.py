@@ -134,7 +134,9 @@ def running_app(service: Service) -> str:
     Raises:
         UnavailableError: if none does.
     """
-    if service.status is not ServiceStatus.RUNNING or service.target is Target.END:
+    if service.target is Target.END:
+        raise UnavailableError(f"service {service.name} is being deleted")
+    if service.status is not ServiceStatus.RUNNING:
         raise UnavailableError(
             f"service {service.name} is {service.status}: {service.message or 'try again later'}"
         )

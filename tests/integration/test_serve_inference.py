@@ -1,0 +1,166 @@
+"""The port Inference over a real Serve under plain local Ray: pieces arrive, and the replica's work ends with them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import asyncio, json, os, sys
+from contextlib import aclosing
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, Sampling
+from cloudfarm.errors import CloudfarmError
+from cloudfarm.raylayer.serve_inference import ServeInference
+
+
+class Engine:
+    def __init__(self):
+        self.under_way = 0
+
+    async def generate(self, request):
+        self.under_way += 1
+        try:
+            if request.prompt == "refuse":
+                yield Refusal("too long", "prompt", "context_length_exceeded")
+                return
+            if request.prompt == "odd":
+                yield "odd"
+            if request.prompt == "raise":
+                raise KeyError("inside")
+            if request.prompt == "silent":
+                await asyncio.Event().wait()
+            for count in range(request.sampling.max_tokens):
+                if request.prompt == "die" and count == 2:
+                    os._exit(1)
+                await asyncio.sleep(0.01)
+                yield Piece(text=str(count), tokens=1)
+        finally:
+            self.under_way -= 1
+
+    async def embed(self, texts):
+        if texts == ["refuse"]:
+            return Refusal("too long", "input")
+        return Embeddings(tuple((float(len(text)),) for text in texts), len(texts))
+
+    async def busy(self):
+        return self.under_way
+
+
+async def taken(pieces):
+    found = []
+    try:
+        async for piece in pieces:
+            found.append(piece.text)
+    except CloudfarmError as error:
+        found.append([error.code, error.detail, error.data])
+    return found
+
+
+async def main():
+    handle = serve.get_app_handle("kaist.talk")
+    inference = ServeInference()
+
+    def ask(prompt, most=3):
+        return inference.generate("kaist.talk", Generation(Sampling(max_tokens=most), prompt=prompt))
+
+    async def idle():
+        async with asyncio.timeout(20):
+            while await handle.busy.remote():
+                await asyncio.sleep(0.05)
+        return True
+
+    seen = {name: await taken(ask(name)) for name in ("count", "refuse", "odd", "raise")}
+    seen["together"] = await asyncio.gather(*(taken(ask("count", 20)) for _ in range(8)))
+    async with aclosing(ask("count", 100_000)) as pieces:
+        seen["left"] = [(await anext(pieces)).text for _ in range(3)]
+        seen["busy before"] = await handle.busy.remote()
+    seen["idle after it was left"] = await idle()
+    waiting = asyncio.create_task(taken(ask("silent")))
+    while not await handle.busy.remote():
+        await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    seen["cancelled"] = waiting.cancelled()
+    seen["idle after it was cancelled"] = await idle()
+    seen["embed"] = (await inference.embed("kaist.talk", ["ab", "c"])).vectors
+    try:
+        await inference.embed("kaist.talk", ["refuse"])
+    except CloudfarmError as error:
+        seen["embed refused"] = [error.code, error.data]
+    seen["missing"] = await taken(inference.generate("kaist.none", Generation(Sampling(max_tokens=1))))
+    seen["die"] = await taken(ask("die"))
+    Path(sys.argv[1]).write_text(json.dumps(seen))
+
+
+ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=os.environ["RAY_TMPDIR"])
+serve.start(proxy_location="Disabled")
+serve.run(serve.deployment(Engine).bind(), name="kaist.talk", route_prefix=None)
+asyncio.run(main())
+serve.shutdown()
+ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def seen():
+    with tempfile.TemporaryDirectory(prefix="cf-inference-", ignore_cleanup_errors=True) as folder:
+        found = Path(folder) / "seen.json"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CLOUDFARM_"))}
+        run = subprocess.run(
+            [sys.executable, "-c", DRIVER, str(found)],
+            cwd=ROOT,
+            env={**kept, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr[-4000:]
+        return json.loads(found.read_text())
+
+
+def test_pieces_arrive_in_their_order(seen):
+    assert seen["count"] == ["0", "1", "2"]
+    assert seen["together"] == [[str(count) for count in range(20)]] * 8
+
+
+def test_what_the_engine_refuses(seen):
+    data = {"param": "prompt", "openai_code": "context_length_exceeded"}
+    assert seen["refuse"] == [["invalid_input", "too long", data]]
+    assert seen["embed refused"] == ["invalid_input", {"param": "input", "openai_code": "invalid_value"}]
+
+
+def test_leaving_ends_the_replicas_work(seen):
+    assert seen["left"] == ["0", "1", "2"]
+    assert seen["busy before"] == 1
+    assert seen["idle after it was left"]
+
+
+def test_cancelling_ends_the_replicas_work_also_before_the_first_piece(seen):
+    assert seen["cancelled"]
+    assert seen["idle after it was cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"), [("odd", []), ("raise", []), ("missing", []), ("die", ["0", "1"])]
+)
+def test_a_replica_that_fails_is_an_error_for_the_caller_and_shows_nothing(seen, name, pieces):
+    *before, (code, detail, _) = seen[name]
+    # Over gRPC a piece that is still under way when the replica dies may be lost.
+    assert before == pieces[: len(before)]
+    assert code == "unavailable"
+    assert "inside" not in detail
+
+
+def test_texts_are_embedded(seen):
+    assert seen["embed"] == [[2.0], [1.0]]
