@@ -39,7 +39,13 @@ class Used:
 
     def __add__(self, other: "Used") -> "Used":
         """Return the sum."""
-        return Used(*(getattr(self, name) + getattr(other, name) for name in USED))
+        return Used(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.busy_ms + other.busy_ms,
+            self.milli_gpu_ms + other.milli_gpu_ms,
+        )
 
     @property
     def tokens(self) -> int:

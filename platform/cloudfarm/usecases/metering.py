@@ -26,8 +26,6 @@ MOST_AT_ONCE = 10**9
 Whose = tuple[str, str | None]
 """A tenant, and one of its keys or None for all that it uses."""
 
-_NOTHING = Used()
-
 log = logging.getLogger(__name__)
 
 
@@ -47,8 +45,8 @@ class Use:
     """Up to when the journal has it."""
     _noted_clock: int
     """The virtual clock of the service's shares at that time."""
-    _noted: Used = _NOTHING
-    """What the journal has."""
+    _noted: tuple[int, int, int] = (0, 0, 0)
+    """Requests and tokens that the journal has."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     ended: bool = False
@@ -76,15 +74,16 @@ class Use:
     def note(self, now_ms: int, clock: int) -> Note:
         """Return what was used since the last note."""
         start_ms = min(self._noted_ms, now_ms)  # a clock may be set back
+        requests, prompt_tokens, completion_tokens = self._noted
         used = Used(
-            1 - self._noted.requests,
-            self.prompt_tokens - self._noted.prompt_tokens,
-            self.completion_tokens - self._noted.completion_tokens,
+            1 - requests,
+            self.prompt_tokens - prompt_tokens,
+            self.completion_tokens - completion_tokens,
             now_ms - start_ms,
             clock - self._noted_clock,
         )
         self._noted_ms, self._noted_clock = now_ms, clock
-        self._noted += used
+        self._noted = 1, self.prompt_tokens, self.completion_tokens
         return Note(self._account, start_ms, now_ms, used)
 
     def shares(self) -> Shares:
@@ -226,21 +225,21 @@ class Meter:
             self.journal.close_batch()  # only then: one that the store does not take must not become many
         for batch in self.journal.waiting():
             # In a thread: what a farm that was killed has left may be long.
-            notes = await asyncio.to_thread(self.journal.read, batch)
+            rows = await asyncio.to_thread(lambda batch=batch: by_minute(self.journal.read(batch)))
             try:
                 async with self.store.begin() as uow:
-                    await uow.served.append(batch, by_minute(notes))
+                    await uow.served.append(batch, rows)
                     await uow.commit()
             except AlreadyExistsError:
                 log.info("the batch %s had been handed over before", batch)
             self.journal.drop(batch)
             if self.journal.is_own(batch):
-                self._settle(notes)
+                self._settle(rows)
             else:
                 self._recount = True  # another process counted it
 
-    def _settle(self, notes: Sequence[Note]) -> None:
-        for note in notes:
+    def _settle(self, rows: Sequence[Note]) -> None:
+        for note in rows:
             whose = note.account.tenant, note.account.key_id
             self._pending[whose] -= note.used.tokens
             if not self._pending[whose]:
