@@ -5,8 +5,10 @@ In a Serve config::
     applications:
       - name: forecasts
         import_path: services.forecasts:app
-        args: {model_uri: /models/windpower-forecaster, ray_actor_options: {num_gpus: 1}}  # else on CPU
+        args: {model_uri: /models/windpower-forecaster}
         route_prefix: null
+        deployments:
+          - {name: Model, num_replicas: 2, ray_actor_options: {num_gpus: 1}}  # else one, on CPU
 
 and from Python: ``await serve.get_app_handle("forecasts").handle.remote(payload)``; ``describe`` gives the
 model's card.
@@ -27,19 +29,9 @@ class ForecastsArgs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     model_uri: str
     """Path or URI of a model bundle."""
-    num_replicas: int = 1
-    ray_actor_options: dict[str, Any] = {}
-    """What each replica needs, and where it must run."""
 
 
 def app(args: dict[str, Any]) -> Application:
     """Return the application for ``args`` (see ``ForecastsArgs``)."""
     wanted = ForecastsArgs.model_validate(args)
-    deployment = serve.deployment(
-        Forecaster,
-        name="Forecaster",
-        max_ongoing_requests=100,
-        num_replicas=wanted.num_replicas,
-        ray_actor_options=wanted.ray_actor_options,
-    )
-    return deployment.bind(model_uri=wanted.model_uri)
+    return serve.deployment(Forecaster, name="Model").bind(model_uri=wanted.model_uri)

@@ -12,11 +12,12 @@ from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.ledger import LedgerEntry
+from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.served import DayUse, Note
 from cloudfarm.domain.status import Event, Transition
 from cloudfarm.domain.tenant import Credential, Limits, Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
+from cloudfarm.domain.workload import Deployment, Job, ModelVersion, RayJob, Revision, ServeApp, Service
 
 
 class TenantRepository(Protocol):
@@ -143,10 +144,32 @@ class ServiceRepository(Protocol):
     async def find(self, tenant: str, name: str) -> Service:
         """Return a tenant's live service by name; raises NotFoundError."""
 
+    async def find_shared(self, name: str) -> Service:
+        """Return the oldest live service of that name that is open to all tenants; raises NotFoundError."""
+
     async def list(self, *, tenant: str | None = None, open_only: bool = False) -> Sequence[Service]:
         """Return services oldest first."""
 
     async def update(self, service: Service) -> None:
+        """As :meth:`LeaseRepository.update`."""
+
+
+class RevisionRepository(Protocol):
+    """What runs, or ran, of services."""
+
+    async def add(self, revision: Revision) -> None:
+        """Store a new revision; raises AlreadyExistsError if the number is taken."""
+
+    async def get(self, revision_id: str) -> Revision:
+        """Return a revision; raises NotFoundError."""
+
+    async def last_number(self, tenant: str, name: str) -> int:
+        """Return the highest number of all revisions that a tenant's services of that name have had; 0 for none."""
+
+    async def list(self, *, service_id: str | None = None, open_only: bool = False) -> Sequence[Revision]:
+        """Return revisions oldest first."""
+
+    async def update(self, revision: Revision) -> None:
         """As :meth:`LeaseRepository.update`."""
 
 
@@ -262,6 +285,7 @@ class UnitOfWork(Protocol):
     leases: LeaseRepository
     jobs: JobRepository
     services: ServiceRepository
+    revisions: RevisionRepository
     models: ModelRepository
     ledger: LedgerRepository
     served: ServedRepository
@@ -389,8 +413,12 @@ class Serving(Protocol):
     async def open(self) -> None:
         """Make Serve run the farm's own application if it runs nothing yet, without waiting for the first look."""
 
-    async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
-        """Make Serve run the farm's own application and exactly these services. Unchanged ones are not touched."""
+    async def apply(self, deployments: Sequence[Deployment]) -> None:
+        """Make Serve run the farm's own application and exactly these.
+
+        Unchanged ones are not touched. Of one whose number of replicas alone has changed, the others go on; a replica
+        that is to go answers first what it was asked.
+        """
 
     async def apps(self) -> Mapping[str, ServeApp]:
         """Return every application by name."""
@@ -486,7 +514,10 @@ class Inference(Protocol):
 
 
 class Nudge(Protocol):
-    """Wakes the steward, so that a change is acted on now and not at its next tick."""
+    """Tells the steward what it cannot see, and wakes it, so that it acts now and not at its next tick."""
 
     def nudge(self) -> None:
         """Wake it; never blocks and never fails (the next tick comes anyway)."""
+
+    def report(self, report: LoadReport) -> None:
+        """Say how much services are asked; likewise."""

@@ -75,6 +75,10 @@ class Settings(BaseSettings):
     """GPUs that a tenant may hold at once, unless set for the tenant."""
     max_waiting: int = Field(default=100, ge=1)
     """Leases that a tenant may have waiting."""
+    max_cold_requests: int = Field(default=100, ge=1)
+    """Requests to one service that may wait for it to start."""
+    cold_start_timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    """How long each of them waits."""
     max_package_bytes: int = Field(default=100 * 1024**2, ge=1)
     """Largest working-dir package."""
     max_body_bytes: int = Field(default=1024**2, ge=1024)

@@ -27,7 +27,7 @@ from tests.processes import eventually, free_port, processes_naming
 
 HOST = "h0"
 CPUS = 16
-LEASE = make_lease("lease", slices=(Slice("lease", 0, HOST, (0,), 1000, 4, 3 * GIB),))
+LEASE = make_lease("lease", revision_id="rev", slices=(Slice("lease", 0, HOST, (0,), 1000, 4, 3 * GIB),))
 """The lease of whatever runs in the tests; on the real farm its node is up all the time."""
 EPOCHS = itertools.count(1)
 """The host remembers the highest that it has seen, so all tests draw from one sequence."""

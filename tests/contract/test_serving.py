@@ -6,13 +6,13 @@ from typing import Protocol
 import httpx
 import pytest
 
-from cloudfarm.domain.status import ServiceStatus
-from cloudfarm.domain.workload import ModelVersion, ServeApp, Service
+from cloudfarm.domain.status import RevisionStatus
+from cloudfarm.domain.workload import Deployment, ModelVersion, ServeApp
 from cloudfarm.errors import UnavailableError
 from cloudfarm.ports import Serving
 from cloudfarm.raylayer.farm import LocalFarm
-from cloudfarm.testing.factories import make_service
-from cloudfarm.testing.fake_farm import FakeServing
+from cloudfarm.testing.factories import make_revision, make_service
+from cloudfarm.testing.fake_serving import FakeServing
 from tests.processes import eventually
 
 from .bare_farm import LEASE
@@ -22,14 +22,14 @@ MODEL = ModelVersion("m1", "kaist", "wind", 1, "/models/wind/1", None, {}, 10)
 NEWER = replace(MODEL, id="m2", number=2, uri="/models/wind/2")
 
 
-def service(name: str, import_path: str = "tests.contract.served:app") -> Service:
-    return make_service(
-        name, "m1", name=name, import_path=import_path, milli_gpus=0, replicas=1, lease_id=LEASE.id
-    )
+def deployment(name: str, import_path: str = "tests.contract.served:app") -> Deployment:
+    """Return a service's revision on the one lease node that the farm has, hence all with the same id."""
+    revision = make_revision(LEASE.revision_id, name=name, import_path=import_path)
+    return Deployment(make_service(name, name=name, milli_gpus=0), revision, MODEL, 1)
 
 
-SEA, LAND = service("sea"), service("land")
-BROKEN = service("broken", "tests.contract.served:nothing")
+SEA, LAND = deployment("sea"), deployment("land")
+BROKEN = deployment("broken", "tests.contract.served:nothing")
 
 
 class Replicas(Protocol):
@@ -37,7 +37,7 @@ class Replicas(Protocol):
 
     serving: Serving
 
-    async def of(self, each: Service) -> object:
+    async def of(self, each: Deployment) -> object:
         """Return what changes when a service's replicas are replaced, and then only."""
 
 
@@ -45,8 +45,8 @@ class Replicas(Protocol):
 class FakeReplicas:
     serving: FakeServing
 
-    async def of(self, each: Service) -> object:
-        return self.serving.deployed[each.app_name]
+    async def of(self, each: Deployment) -> object:
+        return self.serving.deployed[each.revision.app_name]
 
 
 @dataclass
@@ -54,11 +54,11 @@ class RealReplicas:
     serving: Serving
     local: LocalFarm
 
-    async def of(self, each: Service) -> object:
+    async def of(self, each: Deployment) -> object:
         token = self.local.paths.ray_token_file.read_text()
         url = f"http://127.0.0.1:{self.local.paths.dashboard_port}/api/serve/applications/"
         async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
-            app = (await client.get(url)).json()["applications"][each.app_name]
+            app = (await client.get(url)).json()["applications"][each.revision.app_name]
         replicas = [replica for found in app["deployments"].values() for replica in found["replicas"]]
         return {replica["replica_id"] for replica in replicas if replica["state"] == "RUNNING"}
 
@@ -66,7 +66,7 @@ class RealReplicas:
 @pytest.fixture
 async def replicas(farm):
     if farm is None:
-        yield FakeReplicas(FakeServing(failing={BROKEN.app_name}))
+        yield FakeReplicas(FakeServing(failing={BROKEN.revision.app_name}))
         return
     serving = farm.port("serving")
     yield RealReplicas(serving, farm.local)
@@ -74,9 +74,9 @@ async def replicas(farm):
     await apps_are(serving)
 
 
-async def apps_are(serving: Serving, *services: Service) -> None:
+async def apps_are(serving: Serving, *deployments: Deployment) -> None:
     """Wait until Serve has exactly these services' applications beside the farm's own."""
-    wanted = {FRONT_DOOR, *(each.app_name for each in services)}
+    wanted = {FRONT_DOOR, *(each.revision.app_name for each in deployments)}
 
     async def look() -> bool:
         return set(await serving.apps()) == wanted
@@ -84,14 +84,14 @@ async def apps_are(serving: Serving, *services: Service) -> None:
     await eventually(look, f"Serve to have {wanted}")
 
 
-async def settled(serving: Serving, each: Service) -> ServeApp:
+async def settled(serving: Serving, each: Deployment) -> ServeApp:
     """Wait until a service runs or has failed."""
 
     async def look() -> ServeApp | None:
-        app = (await serving.apps()).get(each.app_name)
+        app = (await serving.apps()).get(each.revision.app_name)
         return app if app is not None and (app.running or app.failed) else None
 
-    return await eventually(look, f"{each.app_name} to run or to fail")
+    return await eventually(look, f"{each.revision.app_name} to run or to fail")
 
 
 async def test_opening_runs_the_farms_own_application(replicas):
@@ -101,26 +101,26 @@ async def test_opening_runs_the_farms_own_application(replicas):
 
 async def test_exactly_what_is_applied_runs_and_what_is_unchanged_is_not_touched(replicas):
     serving = replicas.serving
-    await serving.apply([(SEA, MODEL, LEASE), (BROKEN, MODEL, LEASE)])
+    await serving.apply([SEA, BROKEN])
     await serving.open()  # takes nothing away
     await apps_are(serving, SEA, BROKEN)
     running, broken = await settled(serving, SEA), await settled(serving, BROKEN)
-    assert (running.name, running.running, running.failed) == (SEA.app_name, True, False)
-    assert (broken.name, broken.running, broken.failed) == (BROKEN.app_name, False, True)
+    assert (running.name, running.running, running.failed) == (SEA.revision.app_name, True, False)
+    assert (broken.name, broken.running, broken.failed) == (BROKEN.revision.app_name, False, True)
     assert broken.message
     before = await replicas.of(SEA)
 
-    known = replace(SEA, status=ServiceStatus.RUNNING, message="it runs", version=7)
-    await serving.apply([(known, MODEL, replace(LEASE, version=3)), (LAND, MODEL, LEASE)])
+    known = replace(SEA.revision, status=RevisionStatus.RUNNING, message="it runs", version=7)
+    await serving.apply([replace(SEA, revision=known), LAND])
     await apps_are(serving, SEA, LAND)
     assert (await settled(serving, LAND)).running
     assert await replicas.of(SEA) == before
 
-    await serving.apply([(SEA, NEWER, LEASE)])
+    await serving.apply([replace(SEA, model=NEWER)])
     await apps_are(serving, SEA)
 
     async def replaced() -> bool:
-        app = (await serving.apps())[SEA.app_name]
+        app = (await serving.apps())[SEA.revision.app_name]
         return app.running and await replicas.of(SEA) not in (before, set())
 
     await eventually(replaced, "the new model to be served")

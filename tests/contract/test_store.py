@@ -11,6 +11,7 @@ from cloudfarm.domain.status import (
     Event,
     JobStatus,
     LeaseStatus,
+    RevisionStatus,
     ServiceStatus,
     Transition,
     transition,
@@ -30,6 +31,7 @@ from cloudfarm.testing.factories import (
     look,
     make_job,
     make_lease,
+    make_revision,
     make_service,
     register,
 )
@@ -166,24 +168,28 @@ class TestApply:
         with pytest.raises(NotFoundError):
             await keep(store, lambda uow: uow.apply(step))
 
-    async def test_takes_jobs_and_services(self, store):
+    async def test_takes_jobs_services_and_revisions(self, store):
         await add(store, leases=[make_lease()])
         model = await register(store)
-        await add(store, jobs=[make_job()], services=[make_service(model_id=model.id)])
+        await add(store, jobs=[make_job()], services=[make_service()])
+        await add(store, revisions=[make_revision(model_id=model.id)])
         job = transition(
             make_job(), JobStatus.FAILED, now_ms=21, error_type="X", driver_exit_code=-9, ended_ms=21
         )
-        service = transition(
-            make_service(model_id=model.id), ServiceStatus.STARTING, now_ms=22, lease_id="l1"
+        service = transition(make_service(), ServiceStatus.DELETED, now_ms=22)
+        revision = transition(
+            make_revision(model_id=model.id), RevisionStatus.RUNNING, now_ms=23, started_ms=23
         )
 
         async def work(uow):
             await uow.apply(job)
             await uow.apply(service)
+            await uow.apply(revision)
 
         await keep(store, work)
         assert await look(store, lambda uow: uow.jobs.get("j1")) == replace(job.record, version=1)
         assert await look(store, lambda uow: uow.services.get("s1")) == replace(service.record, version=1)
+        assert await look(store, lambda uow: uow.revisions.get("r1")) == replace(revision.record, version=1)
 
     async def test_takes_nothing_else(self, store):
         event = Event(1, "x", "y", None, "steward")

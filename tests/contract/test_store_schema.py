@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cloudfarm.domain.lease import Slice
 from cloudfarm.domain.served import Account, Note, Used
-from cloudfarm.domain.status import Event
+from cloudfarm.domain.status import Event, ServiceStatus
 from cloudfarm.domain.tenant import Tenant
 from cloudfarm.errors import AlreadyExistsError, UnavailableError
 from cloudfarm.store import SqlStore, migrate, rows, schema
@@ -146,10 +146,19 @@ class TestMigrations:
         assert await look(store, lambda uow: uow.quotas.list()) == []
         assert await look(store, lambda uow: uow.ledger.list()) == [make_entry()]
         (service,) = await look(store, lambda uow: uow.services.list())
-        assert (service.id, service.project) == ("s1", "")
+        assert (service.id, service.project, service.current_id) == ("s1", "", "rs1")
+        assert (service.min_replicas, service.max_replicas, service.status) == (2, 2, ServiceStatus.LIVE)
+        (revision,) = await look(store, lambda uow: uow.revisions.list(open_only=True))
+        assert (revision.id, revision.service_id, revision.number, revision.replicas) == ("rs1", "s1", 1, 2)
+        assert (revision.model_id, revision.import_path, revision.promoted_ms) == ("m1", "a:b", 10)
         await keep(store, lambda uow: uow.services.update(replace(service, project="wind")))
         assert (await look(store, lambda uow: uow.services.get("s1"))).project == "wind"
         await store.close()
+        await schema.with_alembic(empty_url, lambda config: command.downgrade(config, "0005"))
+        found = await run(
+            empty_url, "SELECT id, model_id, import_path, replicas, project, status FROM services"
+        )
+        assert [tuple(row) for row in found] == [("s1", "m1", "a:b", 2, "wind", "PENDING")]
 
     async def test_the_ledger_stays_append_only_and_keeps_what_it_had_when_going_back(self, empty_url):
         await schema.with_alembic(empty_url, lambda config: command.upgrade(config, "0001"))
@@ -224,6 +233,11 @@ class TestPlans:
                     rows.services.c.tenant == "a", rows.services.c.name == "b", rows.OPEN_SERVICES
                 ),
                 "uq_services_live_name",
+            ),
+            (rows.revisions.select().where(rows.OPEN_REVISIONS), "ix_revisions_open"),
+            (
+                rows.revisions.select().where(rows.revisions.c.service_id == "a"),
+                "ix_revisions_service_id_created_ms_number",
             ),
             (
                 rows.ledger.select().where(rows.ledger.c.tenant == "a", rows.ledger.c.end_ms >= 5),

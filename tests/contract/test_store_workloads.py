@@ -11,6 +11,7 @@ from cloudfarm.domain.status import (
     EndReason,
     JobStatus,
     LeaseStatus,
+    RevisionStatus,
     ServiceStatus,
     Target,
     transition,
@@ -30,6 +31,7 @@ from cloudfarm.testing.factories import (
     make_entry,
     make_job,
     make_lease,
+    make_revision,
     make_service,
     register,
 )
@@ -62,6 +64,7 @@ FULL_LEASE = make_lease(
     reason=EndReason.NODE_LOST,
     message='lines\nand "quotes" \\ ☂',
     project="바람-1",
+    revision_id="r1",
     preempted_ms=2**41,
     expected_start=ExpectedStart("held back", 2**41, 2**41 + 1, 2**62),
     segment=3,
@@ -278,12 +281,13 @@ class TestJobs:
 
 class TestServices:
     async def test_come_back_as_they_were(self, store):
-        model = await register(store)
-        await add(store, leases=[make_lease()])
         service = make_service(
-            model_id=model.id,
-            lease_id="l1",
-            status=ServiceStatus.FAILED,
+            min_replicas=0,
+            max_replicas=7,
+            target_load=3,
+            idle_ms=90_000,
+            shared=True,
+            current_id="r9",
             target=Target.END,
             message="나쁨",
             project="바람-1",
@@ -294,29 +298,45 @@ class TestServices:
         assert await look(store, lambda uow: uow.services.find("kaist", "wind")) == service
 
     async def test_a_name_is_taken_while_its_service_lives(self, store):
-        model = (await register(store)).id
-        await add(store, services=[make_service(model_id=model), make_service("s2", model, "snu")])
+        await add(store, services=[make_service(), make_service("s2", "snu")])
         with pytest.raises(AlreadyExistsError, match="kaist has a service wind already"):
-            await add(store, services=[make_service("s3", model)])
-        gone = transition(make_service(model_id=model), ServiceStatus.DELETED, now_ms=3)
+            await add(store, services=[make_service("s3")])
+        gone = transition(make_service(), ServiceStatus.DELETED, now_ms=3)
         await keep(store, lambda uow: uow.apply(gone))
         with pytest.raises(NotFoundError):
             await look(store, lambda uow: uow.services.find("kaist", "wind"))
-        await add(store, services=[make_service("s3", model, created_ms=11)])
+        await add(store, services=[make_service("s3", created_ms=11)])
         assert (await look(store, lambda uow: uow.services.find("kaist", "wind"))).id == "s3"
         assert ids(await look(store, lambda uow: uow.services.list())) == ["s1", "s2", "s3"]
         assert ids(await look(store, lambda uow: uow.services.list(open_only=True))) == ["s2", "s3"]
         assert ids(await look(store, lambda uow: uow.services.list(tenant="kaist", open_only=True))) == ["s3"]
 
+    async def test_the_oldest_that_is_shared_is_found_by_everybody(self, store):
+        await add(
+            store,
+            services=[
+                make_service("s1", created_ms=1),
+                make_service("s2", "snu", created_ms=3, shared=True),
+                make_service("s3", name="sea", created_ms=1, shared=True),
+            ],
+        )
+        assert (await look(store, lambda uow: uow.services.find_shared("wind"))).id == "s2"
+        await keep(store, lambda uow: uow.services.update(make_service("s1", created_ms=1, shared=True)))
+        assert (await look(store, lambda uow: uow.services.find_shared("wind"))).id == "s1"
+        shared = await look(store, lambda uow: uow.services.get("s1"))
+        await keep(store, lambda uow: uow.apply(transition(shared, ServiceStatus.DELETED, now_ms=3)))
+        assert (await look(store, lambda uow: uow.services.find_shared("wind"))).id == "s2"
+        with pytest.raises(NotFoundError):
+            await look(store, lambda uow: uow.services.find_shared("land"))
+
     async def test_update(self, store):
-        model = (await register(store)).id
-        await add(store, leases=[make_lease()], services=[make_service(model_id=model)])
-        changed = make_service(model_id=model, lease_id="l1")
+        await add(store, services=[make_service()])
+        changed = make_service(max_replicas=3)
         await keep(store, lambda uow: uow.services.update(changed))
         assert await look(store, lambda uow: uow.services.get("s1")) == replace(changed, version=1)
         with pytest.raises(StaleError):
             await keep(store, lambda uow: uow.services.update(changed))
-        again = replace(changed, status=ServiceStatus.RUNNING, version=1)
+        again = replace(changed, status=ServiceStatus.DELETED, version=1)
         with pytest.raises(TransitionError):
             await keep(store, lambda uow: uow.services.update(again))
 
@@ -325,14 +345,79 @@ class TestServices:
             await look(store, lambda uow: uow.services.get("none"))
         with pytest.raises(NotFoundError):
             await look(store, lambda uow: uow.services.find("kaist", "none"))
+        with pytest.raises(NotFoundError):
+            await add(store, services=[make_service(tenant="none")])
 
-    async def test_need_their_model_and_lease(self, store):
+
+class TestRevisions:
+    @pytest.fixture
+    async def model(self, store) -> str:
+        await add(store, services=[make_service(), make_service("s2", name="sea")])
+        return (await register(store)).id
+
+    async def test_come_back_as_they_were(self, store, model):
+        full = make_revision(
+            "r2",
+            model_id=model,
+            number=2,
+            replicas=3,
+            canary_percent=10,
+            status=RevisionStatus.IDLE,
+            target=Target.END,
+            message="나쁨",
+            started_ms=1,
+            promoted_ms=2,
+            left_ms=2**41,
+            version=4,
+        )
+        await add(store, revisions=[make_revision(model_id=model), full])
+        assert await look(store, lambda uow: uow.revisions.get("r1")) == make_revision(model_id=model)
+        assert await look(store, lambda uow: uow.revisions.get("r2")) == full
+
+    async def test_a_number_is_used_once_in_a_tenants_name(self, store, model):
+        assert await look(store, lambda uow: uow.revisions.last_number("kaist", "wind")) == 0
+        ended = make_revision(model_id=model, status=RevisionStatus.ENDED)
+        await add(store, revisions=[ended, make_revision("r2", "s2", model, name="sea", number=5)])
+        assert await look(store, lambda uow: uow.revisions.last_number("kaist", "wind")) == 1
+        assert await look(store, lambda uow: uow.revisions.last_number("kaist", "sea")) == 5
+        assert await look(store, lambda uow: uow.revisions.last_number("snu", "wind")) == 0
+        with pytest.raises(AlreadyExistsError, match="kaist has a revision 1 of wind already"):
+            await add(store, revisions=[make_revision("r3", model_id=model)])
+
+    async def test_list(self, store, model):
+        await add(
+            store,
+            revisions=[
+                make_revision("r3", model_id=model, created_ms=1, status=RevisionStatus.ENDED),
+                make_revision("r2", model_id=model, created_ms=2, number=2),
+                make_revision("r1", "s2", model, name="sea", created_ms=3),
+            ],
+        )
+
+        async def listed(**asked):
+            return ids(await look(store, lambda uow: uow.revisions.list(**asked)))
+
+        assert await listed() == ["r3", "r2", "r1"]
+        assert await listed(open_only=True) == ["r2", "r1"]
+        assert await listed(service_id="s1") == ["r3", "r2"]
+        assert await listed(service_id="s1", open_only=True) == ["r2"]
+
+    async def test_update(self, store, model):
+        await add(store, revisions=[make_revision(model_id=model)])
+        changed = make_revision(model_id=model, replicas=4)
+        await keep(store, lambda uow: uow.revisions.update(changed))
+        assert await look(store, lambda uow: uow.revisions.get("r1")) == replace(changed, version=1)
+        with pytest.raises(StaleError):
+            await keep(store, lambda uow: uow.revisions.update(changed))
+        again = replace(changed, status=RevisionStatus.RUNNING, version=1)
+        with pytest.raises(TransitionError):
+            await keep(store, lambda uow: uow.revisions.update(again))
+        await keep(store, lambda uow: uow.apply(transition(again, RevisionStatus.IDLE, now_ms=3)))
+        assert (await look(store, lambda uow: uow.revisions.get("r1"))).status is RevisionStatus.IDLE
+
+    async def test_need_their_service_and_model(self, store, model):
+        for wrong in ({"service_id": "none", "model_id": model}, {"model_id": "none"}):
+            with pytest.raises(NotFoundError):
+                await add(store, revisions=[make_revision(**wrong)])
         with pytest.raises(NotFoundError):
-            await add(store, services=[make_service(model_id="none")])
-        model = await register(store)
-        with pytest.raises(NotFoundError):
-            await add(store, services=[make_service(model_id=model.id, lease_id="none")])
-        await add(store, services=[make_service(model_id=model.id)])
-        broken = make_service(model_id=model.id, lease_id="none")
-        with pytest.raises(NotFoundError):
-            await keep(store, lambda uow: uow.services.update(broken))
+            await look(store, lambda uow: uow.revisions.get("none"))

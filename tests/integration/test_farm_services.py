@@ -75,7 +75,7 @@ def test_a_model_is_registered_served_and_kept_apart(
     example = model["manifest"]["example_input"]
 
     service = deploy(univ, "breeze", "wind")
-    lease = univ.lease(service["lease"])
+    lease = univ.lease(service["leases"][0])
     assert (lease["kind"], lease["shape"], lease["status"]) == ("service", "0.25", "ACTIVE")
     secret = key(univ, "wind")
     answer = ask(farm, secret, "wind", example)

@@ -44,6 +44,7 @@ BODIES = {
     ("POST", "/v1/leases"): {"gpus": "0.5"},
     ("POST", "/v1/leases/{lease_id}/extend"): {"hours": 1},
     ("POST", "/v1/services"): {"model": "wind", "name": "fresh"},
+    ("PATCH", "/v1/services/{name}"): {"replicas": 2},
     ("POST", "/v1/services/{name}/predict"): {"x": 1},
     ("POST", CHAT): {"model": "talk", "messages": [{"role": "user", "content": "hello"}]},
     ("POST", COMPLETIONS): {"model": "talk", "prompt": "hello"},

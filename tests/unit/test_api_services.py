@@ -37,13 +37,21 @@ async def test_deploy(door: FrontDoor):
     assert made.status_code == 201, made.text
     body = made.json()
     assert (body["name"], body["model"], body["milli_gpus"], body["replicas"]) == ("wind", "wind:2", 250, 2)
-    assert (body["status"], body["lease"], body["predict"]) == ("PENDING", None, "/v1/services/wind/predict")
+    assert (body["status"], body["leases"], body["predict"]) == ("PENDING", [], "/v1/services/wind/predict")
+    (revision,) = body["revisions"]
+    assert (revision["number"], revision["model"], revision["replicas"], revision["percent"]) == (
+        1,
+        "wind:2",
+        2,
+        0,
+    )
     assert door.nudge.count == 1
     assert (await door.call("alpha.viewer", "GET", "/v1/services/wind")).json() == body
     assert (await door.call("operator", "GET", "/v1/services")).json() == [body]
     async with door.store.begin(write=False) as uow:
         service = await uow.services.find("alpha", "wind")
-    assert service.import_path == "services.forecasts:app"
+        (stored,) = await uow.revisions.list(service_id=service.id)
+    assert (stored.import_path, stored.app_name) == ("services.forecasts:app", "alpha.wind.1")
 
 
 async def test_a_service_counts_against_its_project(door: FrontDoor):
@@ -80,6 +88,16 @@ async def test_a_projects_limit_bounds_its_services(door: FrontDoor):
         ({"cpus": 64}, 422, "impossible_shape"),
         ({"project": "Wind Power"}, 422, "invalid_input"),
         ({"project": ""}, 422, "invalid_input"),
+        ({"min_replicas": 1}, 422, "invalid_input"),
+        ({"replicas": None, "min_replicas": 3, "max_replicas": 2}, 422, "invalid_input"),
+        ({"replicas": None, "max_replicas": 0}, 422, "invalid_input"),
+        ({"replicas": None, "min_replicas": -1}, 422, "invalid_input"),
+        ({"replicas": None, "max_replicas": 20}, 422, "limit_exceeded"),
+        ({"target_load": 0}, 422, "invalid_input"),
+        ({"idle_minutes": 0}, 422, "invalid_input"),
+        ({"idle_minutes": True}, 422, "invalid_input"),
+        ({"canary": 10}, 422, "invalid_input"),
+        ({"canary": 100}, 422, "invalid_input"),
         ({"import_path": "os:system"}, 422, "invalid_input"),
     ],
 )
@@ -107,8 +125,8 @@ async def test_a_model_of_an_unknown_kind(door: FrontDoor):
 async def test_a_name_is_taken_until_replaced(door: FrontDoor):
     await deploy(door, model="wind:1")
     assert_problem(await deploy(door), 409, "already_exists")
-    replaced = await deploy(door, replace=True)
-    assert replaced.json()["model"] == "wind:2"
+    replaced = (await deploy(door, replace=True)).json()
+    assert (replaced["model"], replaced["revisions"][1]["model"]) == ("wind:1", "wind:2")
     assert len((await door.call("alpha.viewer", "GET", "/v1/services")).json()) == 1
     assert_problem(await deploy(door, replace=True, gpus=0.5), 409, "conflict")
     moved = assert_problem(await deploy(door, replace=True, project="night"), 409, "conflict")
@@ -134,7 +152,7 @@ async def test_predict_by_token_and_by_key(door: FrontDoor):
     await door.start_service("wind")
     for who in ("alpha.member", "alpha.key"):
         answer = await door.call(who, "POST", "/v1/services/wind/predict", json={"x": [1, None, "é"]})
-        assert answer.json() == {"app": "alpha.wind", "echo": {"x": [1, None, "é"]}}
+        assert answer.json() == {"app": "alpha.wind.1", "echo": {"x": [1, None, "é"]}}
     for who in ("beta.member", "beta.key"):
         answer = await door.call(who, "POST", "/v1/services/wind/predict", json={})
         assert_problem(answer, 404, "not_found")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from cloudfarm import cli
-from cloudfarm.cli import remote, session
+from cloudfarm.cli import remote, services, session
 from cloudfarm.client import FarmClient
 
 
@@ -24,8 +24,11 @@ def farm(monkeypatch):
         )
         return answers[request.method, request.url.path]
 
-    client = FarmClient("http://farm", "cf_x", transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(remote, "connect", lambda: client)
+    def connect() -> FarmClient:
+        return FarmClient("http://farm", "cf_x", transport=httpx.MockTransport(answer))
+
+    for module in (remote, services):
+        monkeypatch.setattr(module, "connect", connect)
     return answers, sent
 
 
@@ -73,9 +76,26 @@ def test_a_list_of_leases_says_so_too(monkeypatch, farm, capsys) -> None:
 
 def test_a_service_is_deployed_for_a_project(monkeypatch, farm) -> None:
     answers, sent = farm
-    answers["POST", "/v1/services"] = httpx.Response(201, json={"name": "wind"})
+    answers["POST", "/v1/services"] = httpx.Response(201, json={"name": "wind", "revisions": []})
     assert run(monkeypatch, "deploy", "wind", "--project", "night") == 0
-    assert sent[0][2] == {"model": "wind", "gpus": "0", "replicas": 1, "project": "night", "replace": False}
+    assert sent[0][2] == {"model": "wind", "project": "night", "replace": False}
+
+
+def test_a_services_revisions_are_shown_with_their_share(monkeypatch, farm, capsys) -> None:
+    answers, sent = farm
+    revisions = [{"number": number, "model": f"wind:{number}", "percent": 50} for number in (1, 2)]
+    found = httpx.Response(200, json={"name": "wind", "revisions": revisions})
+    answers["POST", "/v1/services/wind/promote"] = answers["POST", "/v1/services/wind/rollback"] = found
+    answers["PATCH", "/v1/services/wind"] = found
+    assert run(monkeypatch, "service", "promote", "wind") == 0
+    shown = capsys.readouterr().out.split()
+    assert shown[:2] == ["name:", "wind"]
+    assert [word for word in shown if word.startswith("wind:")] == ["wind:1", "wind:2"]
+    assert run(monkeypatch, "service", "rollback", "wind") == 0
+    assert run(monkeypatch, "service", "scale", "wind", "--min", "0", "--idle-minutes", "2") == 0
+    assert sent[-1] == ("PATCH", "/v1/services/wind", {"min_replicas": 0, "idle_minutes": 2.0})
+    assert run(monkeypatch, "service", "share", "wind", "--tenant", "univ", "--none") == 0
+    assert sent[-1] == ("PATCH", "/v1/services/wind", {"shared": False})
 
 
 def test_a_refusal_is_one_line_and_exit_code_1(monkeypatch, farm, capsys) -> None:

@@ -8,9 +8,9 @@ from cloudfarm.domain.host import Host, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Ask, Lease, LeaseKind, Slice
 from cloudfarm.domain.quantities import parse_shape
 from cloudfarm.domain.quota import tree_in_force
-from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
+from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, Target
 from cloudfarm.domain.tenant import Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
+from cloudfarm.domain.workload import Job, RayJob
 from cloudfarm.scheduler.queue import fair
 from cloudfarm.scheduler.rules import Rules
 from cloudfarm.steward import view as v
@@ -295,39 +295,6 @@ def test_a_job_whose_lease_is_lost_fails_and_says_so() -> None:
 def test_a_lease_made_for_a_job_ends_with_it() -> None:
     over = replace(running(), kind=LeaseKind.JOB)
     assert decided(view(over, hosts=(host(node("l1-0")),))) == [v.ReleaseLease("l1", EndReason.JOB_FINISHED)]
-
-
-def service(**more) -> Service:
-    return Service("s1", "a", "kim", "wind", "m1", "services.forecasts:app", 250, 1, 1, GIB, NOW, **more)
-
-
-MODEL = ModelVersion("m1", "a", "wind", 1, "/m", None, {}, NOW)
-
-
-def test_a_service_gets_a_lease_then_serve_then_runs() -> None:
-    up = (host(node("l1-0")),)
-    held = replace(running(), kind=LeaseKind.SERVICE)
-    assert v.LeaseForService("s1") in decided(view(services=(service(),)))
-    with_lease = service(lease_id="l1")
-    decisions = decided(view(held, hosts=up, services=(with_lease,), serve_apps={}))
-    assert decisions == [v.UpdateService("s1", ServiceStatus.STARTING), v.DeployServices(("s1",))]
-    begun = replace(with_lease, status=ServiceStatus.STARTING)
-    apps = {"a.wind": ServeApp("a.wind", running=True, failed=False)}
-    decisions = decided(view(held, hosts=up, services=(begun,), serve_apps=apps))
-    assert decisions == [v.UpdateService("s1", ServiceStatus.RUNNING), v.DeployServices(("s1",))]
-
-
-def test_a_deleted_service_leaves_serve_before_its_lease_ends() -> None:
-    held = replace(running(), kind=LeaseKind.SERVICE)
-    gone = service(lease_id="l1", status=ServiceStatus.RUNNING, target=Target.END)
-    apps = {"a.wind": ServeApp("a.wind", running=True, failed=False)}
-    up = (host(node("l1-0")),)
-    first = decided(view(held, hosts=up, services=(gone,), serve_apps=apps))
-    assert first == [v.DeployServices(())]
-    second = decided(view(held, hosts=up, services=(gone,), serve_apps={}))
-    assert second == [v.UpdateService("s1", ServiceStatus.DELETED), v.DeployServices(())]
-    third = decided(view(held, hosts=up))
-    assert third == [v.ReleaseLease("l1", EndReason.SERVICE_DELETED)]
 
 
 def test_a_stopping_farm_ends_leases_and_starts_nothing() -> None:

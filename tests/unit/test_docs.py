@@ -13,7 +13,14 @@ from pydantic_core import PydanticUndefined
 from cloudfarm.api.quota_schemas import QuotaBody
 from cloudfarm.cli.app import app as cli
 from cloudfarm.domain.quota import Amounts, QuotaTree
-from cloudfarm.domain.status import TRANSITIONS, EndReason, JobStatus, LeaseStatus, ServiceStatus
+from cloudfarm.domain.status import (
+    TRANSITIONS,
+    EndReason,
+    JobStatus,
+    LeaseStatus,
+    RevisionStatus,
+    ServiceStatus,
+)
 from cloudfarm.settings import Settings
 from cloudfarm.simulate.workloads import MEMBERS, read_workload
 from cloudfarm.testing.front_door import open_front_door
@@ -189,7 +196,8 @@ def test_the_members_of_a_workloads_lines_are_documented(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "kind"), [("lease", LeaseStatus), ("job", JobStatus), ("service", ServiceStatus)]
+    ("what", "kind"),
+    [("lease", LeaseStatus), ("job", JobStatus), ("service", ServiceStatus), ("revision", RevisionStatus)],
 )
 def test_the_status_tables_are_the_transition_table(what, kind):
     head = rf"^\| {what} \| meaning \| next \|\n\|[-|]+\|\n"

@@ -170,5 +170,6 @@ def test_how_a_lease_ended_says_whether_it_is_learned_from(reason):
         EndReason.EXPIRED,
         EndReason.JOB_FINISHED,
         EndReason.SERVICE_DELETED,
+        EndReason.SCALED_DOWN,
     )
     assert list(_runs([lease])) == [Run("kaist", LeaseKind.MANUAL, 60, 3_600_000)] * of_its_own

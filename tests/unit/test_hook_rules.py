@@ -41,6 +41,11 @@ def test_lease_is_forced_whatever_the_work_names(selector):
     assert lease().place(work(selector=selector)).selector == {"lease": "A"}
 
 
+def test_what_a_replica_makes_stays_in_its_own_lease_of_all_those_of_its_service():
+    placed = lease().place(work(selector={"revision": "r1"}))
+    assert placed.selector == {"revision": "r1", "lease": "A"}
+
+
 def test_other_wishes_of_a_selector_are_kept():
     placed = lease().place(work(selector={"zone": "in(x,y)"}))
     assert placed.selector == {"zone": "in(x,y)", "lease": "A"}
@@ -115,6 +120,7 @@ def test_control_work_that_names_no_place_stays_on_the_control_plane():
     "named",
     [
         {"selector": {"lease": "A"}},
+        {"selector": {"revision": "r1"}},
         {"selector": {"farm": "edge"}},
         {"selector": {NODE_ID_LABEL: MINE}},
         {"affinity": MINE},

@@ -2,7 +2,6 @@
 
 from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.status import LeaseStatus
-from cloudfarm.testing.factories import make_service
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
 
@@ -12,14 +11,9 @@ HOUR_MS = 3_600_000
 async def test_a_services_lease_counts_against_its_project() -> None:
     farm = MemoryFarm()
     await farm.begin()
-    async with farm.store.begin() as uow:
-        model = await uow.models.register(
-            tenant="a", name="wind", uri="/m", job_id=None, manifest={}, now_ms=1
-        )
-        await uow.services.add(make_service(model_id=model.id, tenant="a", project="night"))
-        await uow.commit()
+    await farm.deploy("wind", project="night")
     await farm.settle()
-    lease = await farm.lease((await farm.service("s1")).lease_id or "")
+    (lease,) = await farm.leases_of("r-wind-1")
     assert (lease.project, lease.status) == ("night", LeaseStatus.ACTIVE)
 
 

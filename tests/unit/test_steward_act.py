@@ -11,7 +11,7 @@ from cloudfarm.domain.status import LeaseStatus, Target
 from cloudfarm.errors import FencedError, UnavailableError
 from cloudfarm.steward import act
 from cloudfarm.steward.decide import decide
-from cloudfarm.steward.view import EndLease, Grant, KillNode, ReleaseLease, StartNode, Wait
+from cloudfarm.steward.view import DeployServices, EndLease, Grant, KillNode, ReleaseLease, StartNode, Wait
 from cloudfarm.testing.fake_farm import FakeHosts
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
@@ -59,7 +59,7 @@ async def test_grants_and_waits_of_a_step_are_one_transaction(farm) -> None:
     for number in range(6):
         await farm.request(f"l{number}", "1")
     decisions, view = await decided(farm)
-    assert [type(each) for each in decisions if not hasattr(each, "service_ids")] == [Grant] * 4 + [Wait] * 2
+    assert [type(each) for each in decisions if type(each) is not DeployServices] == [Grant] * 4 + [Wait] * 2
     farm.store.writes = 0
     assert await carry_out(farm, decisions, view) == 4  # a message is no reason for another look
     assert farm.store.writes == 1

@@ -13,7 +13,7 @@ from cloudfarm.domain.quota import Amounts, Quota
 from cloudfarm.domain.served import Account, Note, Used
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Credential, Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, Service
+from cloudfarm.domain.workload import Job, ModelVersion, Revision, Service
 from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.store import rows
 from cloudfarm.store.columns import Json
@@ -32,6 +32,7 @@ QUOTA_AMOUNTS = {f"{name}_{field.name}" for name in ("guarantee", "limit") for f
         (rows.leases, Lease, set(), set()),
         (rows.jobs, Job, set(), set()),
         (rows.services, Service, set(), set()),
+        (rows.revisions, Revision, set(), set()),
         (rows.models, ModelVersion, set(), set()),
         (
             rows.served,

@@ -1,5 +1,6 @@
 """Puts the front door together."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,7 +23,9 @@ from cloudfarm.api.routers import (
     tenants,
 )
 from cloudfarm.usecases.inference import Calls
+from cloudfarm.usecases.load import LoadReporter, Loads
 from cloudfarm.usecases.open_requests import OpenRequests
+from cloudfarm.usecases.revisions import WaitingRoom
 from cloudfarm.usecases.routing import Gate
 
 DASHBOARD_TIMEOUT_S = 60.0
@@ -40,8 +43,17 @@ def create_app(context: ApiContext) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.context = context
+    app.state.loads = Loads(context.clock)
+    room = WaitingRoom(
+        context.store,
+        context.clock,
+        app.state.loads,
+        context.nudge,
+        most_waiting=context.settings.max_cold_requests,
+        timeout_s=context.settings.cold_start_timeout_s,
+    )
     app.state.calls = Calls(
-        Gate(context.store, context.clock),
+        Gate(context.store, context.clock, room),
         context.meter,
         OpenRequests(context.settings.max_open_requests, context.settings.max_open_requests_of_key),
         context.inference,
@@ -69,10 +81,15 @@ def create_app(context: ApiContext) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    reporter = LoadReporter(app.state.loads, app.state.context.nudge)
+    reporting = asyncio.create_task(reporter.run())
     # trust_env off: a proxy from the environment must not get to see the cluster's token.
     async with httpx.AsyncClient(
         timeout=DASHBOARD_TIMEOUT_S, trust_env=False, follow_redirects=False
     ) as client:
         app.state.dashboard = client
-        async with app.state.context.meter.running():
-            yield
+        try:
+            async with app.state.context.meter.running():
+                yield
+        finally:
+            reporting.cancel()

@@ -12,7 +12,6 @@ from cloudfarm.domain.lease import ExpectedStart, Lease, Slice
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Credential, Role, Tenant
 from cloudfarm.domain.workload import ModelVersion
-from cloudfarm.usecases.services import ServiceView
 
 HOUR_MS = 3_600_000
 
@@ -99,19 +98,6 @@ class ExtendBody(Body):
     """How much longer."""
 
     hours: Quantity
-
-
-class ServiceBody(Body):
-    """A service to deploy; with ``replace`` a running one of the name gets the model."""
-
-    model: Text
-    name: Text | None = None
-    gpus: Quantity = "0"
-    replicas: StrictInt = 1
-    cpus: Quantity | None = None
-    memory: Quantity | None = None
-    project: Text | None = None
-    replace: StrictBool = False
 
 
 class Answer(BaseModel):
@@ -317,50 +303,6 @@ class ModelOut(Answer):
             job_id=model.job_id,
             created=iso(model.created_ms),
             manifest=dict(model.manifest),
-        )
-
-
-class ServiceOut(Answer):
-    """A service."""
-
-    id: str
-    name: str
-    tenant: str
-    owner: str
-    project: str
-    model: str
-    status: str
-    target: str
-    message: str
-    milli_gpus: int
-    replicas: int
-    cpus: int
-    memory_bytes: int
-    lease: str | None
-    created: str | None
-    predict: str
-
-    @classmethod
-    def of(cls, view: ServiceView) -> Self:
-        """Return a service's answer."""
-        service = view.service
-        return cls(
-            id=service.id,
-            name=service.name,
-            tenant=service.tenant,
-            owner=service.owner,
-            project=service.project,
-            model=view.model.ref,
-            status=service.status,
-            target=service.target,
-            message=view.message,
-            milli_gpus=service.milli_gpus,
-            replicas=service.replicas,
-            cpus=service.cpus,
-            memory_bytes=service.memory_bytes,
-            lease=service.lease_id,
-            created=iso(service.created_ms),
-            predict=f"/v1/services/{service.name}/predict",
         )
 
 

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from cloudfarm.cli import local, quotas, remote, simulate
+from cloudfarm.cli import local, quotas, remote, services, simulate
 from cloudfarm.cli.session import errors
 from cloudfarm.errors import CloudfarmError, UnavailableError
 
@@ -16,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.info.help = "Share one Ray cluster: leases of fractional GPUs, jobs, services, accounts."
 local.register(app)
 remote.register(app)
+services.register(app)
 quotas.register(app)
 simulate.register(app)
 

@@ -19,7 +19,6 @@ LEASE_COLUMNS = (
     "preempted",
     "message",
 )
-SERVICE_COLUMNS = ("name", "tenant", "project", "model", "status", "replicas", "lease", "message")
 
 TENANT_COLUMNS = ("id", "title", "limit_milli_gpus", "limit_tokens_per_month", "closed")
 SERVED_COLUMNS = (
@@ -58,7 +57,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for name, group in GROUPS.items():
         app.add_typer(group, name=name)
-    for command in (whoami, models, deploy, undeploy, services, usage, events):
+    for command in (whoami, models, usage, events):
         app.command()(command)
 
 
@@ -342,49 +341,6 @@ def models(*, as_json: JsonOption = False) -> None:
             {**model, **{key: model["manifest"].get(key) for key in ("kind", "metrics")}} for model in found
         ]
     show(found, as_json=as_json, columns=("ref", "kind", "job_id", "created", "metrics"))
-
-
-def deploy(
-    model: Annotated[str, typer.Argument(help="NAME (newest version) or NAME:NUMBER.")],
-    gpus: Annotated[str, typer.Option(help="Share of each replica.")] = "0",
-    replicas: Annotated[int, typer.Option(help="How many.")] = 1,
-    name: Annotated[str | None, typer.Option(help="The service's name; the model's if not given.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs of each replica.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of each replica, such as 2GiB.")] = None,
-    project: Annotated[str | None, typer.Option(help="Whose quota it counts against.")] = None,
-    *,
-    replace: Annotated[bool, typer.Option("--replace", help="Give a running service this model.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Keep a model answering requests."""
-    body = {
-        "model": model,
-        "gpus": gpus,
-        "replicas": replicas,
-        "name": name,
-        "cpus": cpus,
-        "memory": memory,
-        "project": project,
-        "replace": replace,
-    }
-    with connect() as farm:
-        show(
-            farm.post("/v1/services", {k: value for k, value in body.items() if value is not None}),
-            as_json=as_json,
-        )
-
-
-def undeploy(name: str) -> None:
-    """Delete a service."""
-    with connect() as farm:
-        farm.delete(f"/v1/services/{name}")
-    out.print(f"{name} is being deleted", highlight=False)
-
-
-def services(tenant_id: TenantOption = None, *, as_json: JsonOption = False) -> None:
-    """List services."""
-    with connect() as farm:
-        show(farm.get("/v1/services", tenant=tenant_id), as_json=as_json, columns=SERVICE_COLUMNS)
 
 
 def usage(

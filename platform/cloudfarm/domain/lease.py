@@ -130,6 +130,8 @@ class Lease:
     """Why it waits, or how it ended, in one sentence."""
     project: str = ""
     """Whose quota within the tenant's it counts against."""
+    revision_id: str | None = None
+    """The service's revision whose replica it is for."""
     preempted_ms: int | None = None
     """When it has to be gone, since somebody takes back what it borrows; None if nobody does."""
     room: tuple[Slice, ...] = ()

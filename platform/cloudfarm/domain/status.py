@@ -15,11 +15,15 @@ Job (Ray's own words, with one before and one between)
     RUNNING   the driver runs; a preempted job goes back to PENDING.
     STOPPED, SUCCEEDED, FAILED  are final.
 Service
-    PENDING   waits for its lease.
+    LIVE      its name is taken.
+    DELETED   gone for good, with all of its revisions.
+Revision (of a service)
+    PENDING   waits for a lease.
     STARTING  Serve has been told.
     RUNNING   answers requests.
+    IDLE      asleep: nothing of it runs until the next request.
     FAILED    Serve reports that the application cannot run.
-    DELETED   gone for good.
+    ENDED     gone for good.
 All of them are stored and are the recovery points; nothing else needs to survive a crash.
 """
 
@@ -69,16 +73,29 @@ class JobStatus(StrEnum):
 class ServiceStatus(StrEnum):
     """See the module's docstring."""
 
-    PENDING = "PENDING"
-    STARTING = "STARTING"
-    RUNNING = "RUNNING"
-    FAILED = "FAILED"
+    LIVE = "LIVE"
     DELETED = "DELETED"
 
     @property
     def is_terminal(self) -> bool:
         """Whether no status follows."""
         return self is ServiceStatus.DELETED
+
+
+class RevisionStatus(StrEnum):
+    """See the module's docstring."""
+
+    PENDING = "PENDING"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    IDLE = "IDLE"
+    FAILED = "FAILED"
+    ENDED = "ENDED"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether no status follows."""
+        return self is RevisionStatus.ENDED
 
 
 class Target(StrEnum):
@@ -95,6 +112,8 @@ class EndReason(StrEnum):
     EXPIRED = "expired"
     JOB_FINISHED = "job_finished"
     SERVICE_DELETED = "service_deleted"
+    SCALED_DOWN = "scaled_down"
+    """Its service runs on without it."""
     START_FAILED = "start_failed"
     NODE_LOST = "node_lost"
     CANCELLED = "cancelled"
@@ -123,17 +142,13 @@ TRANSITIONS: Mapping[type[Enum], Mapping[Any, frozenset[Any]]] = {
         JobStatus.FAILED: frozenset(),
     },
     ServiceStatus: {
-        ServiceStatus.PENDING: frozenset({ServiceStatus.STARTING, ServiceStatus.DELETED}),
-        ServiceStatus.STARTING: frozenset(
-            {ServiceStatus.RUNNING, ServiceStatus.FAILED, ServiceStatus.PENDING, ServiceStatus.DELETED},
-        ),
-        ServiceStatus.RUNNING: frozenset(
-            {ServiceStatus.STARTING, ServiceStatus.FAILED, ServiceStatus.PENDING, ServiceStatus.DELETED},
-        ),
-        ServiceStatus.FAILED: frozenset(
-            {ServiceStatus.STARTING, ServiceStatus.RUNNING, ServiceStatus.PENDING, ServiceStatus.DELETED},
-        ),
+        ServiceStatus.LIVE: frozenset({ServiceStatus.DELETED}),
         ServiceStatus.DELETED: frozenset(),
+    },
+    RevisionStatus: {
+        # What a revision does follows from what is seen of its leases and of Serve: it may be anything next.
+        status: frozenset() if status.is_terminal else frozenset(RevisionStatus) - {status}
+        for status in RevisionStatus
     },
 }
 
@@ -154,7 +169,7 @@ class Event:
 
 
 class Record(Protocol):
-    """What :func:`transition` needs of a lease, a job or a service."""
+    """What :func:`transition` needs of a lease, a job, a service or a revision."""
 
     @property
     def id(self) -> str:

@@ -1,10 +1,10 @@
 """What runs in a lease: jobs and services, and the models between them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cloudfarm.domain.status import JobStatus, ServiceStatus, Target
+from cloudfarm.domain.status import JobStatus, RevisionStatus, ServiceStatus, Target
 
 LEFT_ITS_LEASE = "left_its_lease"
 """``error_type`` of a job that was stopped because its work was found outside its lease."""
@@ -82,31 +82,87 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A model kept answering on a lease of its own."""
+    """A name under which a model is kept answering: how it is to run, whatever runs just now."""
 
     id: str
     tenant: str
     owner: str
     name: str
-    model_id: str
-    import_path: str
     milli_gpus: int
-    replicas: int
+    """Of each replica, as are CPUs and memory."""
     cpus: int
     memory_bytes: int
     created_ms: int
-    lease_id: str | None = None
-    status: ServiceStatus = ServiceStatus.PENDING
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_load: int = 8
+    """Requests that a replica is to have under way at once."""
+    idle_ms: int = 600_000
+    """After so long without a request nothing of it runs until the next one, if ``min_replicas`` is 0."""
+    shared: bool = False
+    """Whether its operator has opened it to all tenants."""
+    current_id: str | None = None
+    """The revision that its requests go to."""
+    status: ServiceStatus = ServiceStatus.LIVE
     target: Target = Target.RUN
     message: str = ""
+    """What became of the last deployment, if another one runs."""
     project: str = ""
     """Whose quota within the tenant's its leases count against."""
     version: int = 0
 
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What of a service runs: one model, on leases of its own, one for each replica.
+
+    A service is given another model by another revision, which takes over when it runs.
+    """
+
+    id: str
+    service_id: str
+    tenant: str
+    name: str
+    """The service's."""
+    number: int
+    """1, 2, 3 ... within the tenant's name, also of services that were deleted."""
+    model_id: str
+    import_path: str
+    created_ms: int
+    replicas: int = 1
+    """Wanted now."""
+    canary_percent: int = 0
+    """How much of the requests it gets until it is told to take over; 0: it takes over by itself as soon as it runs."""
+    status: RevisionStatus = RevisionStatus.PENDING
+    target: Target = Target.RUN
+    message: str = ""
+    started_ms: int | None = None
+    """When it last began to answer."""
+    promoted_ms: int | None = None
+    """When it took over."""
+    left_ms: int | None = None
+    """Since when no request is sent to it any more; None while it may get some."""
+    version: int = 0
+
     @property
     def app_name(self) -> str:
-        """The Serve application's name: unique over tenants."""
-        return f"{self.tenant}.{self.name}"
+        """The Serve application's name: unique over tenants, and never used a second time."""
+        return f"{self.tenant}.{self.name}.{self.number}"
+
+    def leave(self, now_ms: int, message: str) -> "Revision":
+        """Return it as it is from the moment on at which requests stop being sent to it, to end soon."""
+        left_ms = now_ms if self.left_ms is None else self.left_ms
+        return replace(self, target=Target.END, left_ms=left_ms, message=message)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What Serve is told of a revision."""
+
+    service: Service
+    revision: Revision
+    model: ModelVersion
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +179,26 @@ class RayJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """A replica that Serve has, in whatever state."""
+
+    node_id: str | None
+    """Of the Ray node that it is on; None while it is not placed."""
+    running: bool = True
+    """Whether it answers."""
+    stopping: bool = False
+    """Whether it only answers what it was asked before, and goes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServeApp:
     """What Serve says of an application."""
 
     name: str
     running: bool
+    """Whether it answers: each of its deployments has a running replica."""
     failed: bool
     message: str = ""
+    replicas_wanted: int = 0
+    """How many Serve aims at."""
+    replicas: tuple[Replica, ...] = ()

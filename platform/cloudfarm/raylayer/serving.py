@@ -9,11 +9,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cloudfarm.domain.lease import Lease
-from cloudfarm.domain.workload import ModelVersion, ServeApp, Service
+from cloudfarm.domain.workload import Deployment, Replica, ServeApp
+from cloudfarm.raylayer.hook.rules import REVISION_LABEL
 from cloudfarm.raylayer.ray_http import RayHttp
 
 FRONT_DOOR = "front-door"
+DEPLOYMENT = "Model"
+"""The name of the one deployment that each of the farm's programs in ``services/`` has."""
+MAX_ONGOING_REQUESTS = 100
+"""Of a replica; what is beyond waits in Serve."""
+DRAIN_S = 600
+"""How long a replica that is to go may take for what it was asked: the longest stream."""
 _PATH = "/api/serve/applications/"
 
 
@@ -48,9 +54,9 @@ class ServeClient:
         if not await self.apps():
             await self.apply([])
 
-    async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
-        """Make Serve run the front door and exactly these services; nothing is sent if nothing changed."""
-        apps = [self._front_door, *(_application(*each) for each in services)]
+    async def apply(self, deployments: Sequence[Deployment]) -> None:
+        """Make Serve run the front door and exactly these; nothing is sent if nothing changed."""
+        apps = [self._front_door, *(_application(each) for each in deployments)]
         config = {**self._frame, "applications": apps}
         text = json.dumps(config, sort_keys=True)
         async with self._lock:
@@ -61,32 +67,56 @@ class ServeClient:
     async def apps(self) -> Mapping[str, ServeApp]:
         """Return every application by name."""
         details = (await self._http.request("GET", _PATH)).json()
-        return {
-            name: ServeApp(
-                name=name,
-                running=app["status"] == "RUNNING",
-                failed=app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"),
-                message=app.get("message") or "",
-            )
-            for name, app in details.get("applications", {}).items()
-        }
+        return {name: _seen(name, app) for name, app in details.get("applications", {}).items()}
 
 
-def _application(service: Service, model: ModelVersion, lease: Lease) -> dict[str, Any]:
-    """Return one service as Serve's configuration: every replica on a slice of its own lease, and no HTTP route.
+def _application(deployment: Deployment) -> dict[str, Any]:
+    """Return one revision as Serve's configuration: each replica on a lease of its own, and no HTTP route.
 
-    Without a route the only way to it is the front door, which checks the key.
+    Without a route the only way to it is the front door, which checks the key. While leases come and go only
+    ``num_replicas`` changes: any other change, of ``args`` or of a replica's options, would make Serve replace every
+    replica. That is why nodes are found by the label ``revision``, and why the number is not in ``args``.
     """
-    options: dict[str, Any] = {"num_cpus": 1, "label_selector": {"lease": lease.id}}
-    if service.milli_gpus:
-        options["num_gpus"] = -(-service.milli_gpus // 1000)
+    revision = deployment.revision
+    options: dict[str, Any] = {"num_cpus": 1, "label_selector": {REVISION_LABEL: revision.id}}
+    if deployment.service.milli_gpus:
+        options["num_gpus"] = -(-deployment.service.milli_gpus // 1000)
     return {
-        "name": service.app_name,
+        "name": revision.app_name,
         "route_prefix": None,
-        "import_path": service.import_path,
-        "args": {
-            "model_uri": model.uri,
-            "num_replicas": service.replicas,
-            "ray_actor_options": options,
-        },
+        "import_path": revision.import_path,
+        "args": {"model_uri": deployment.model.uri},
+        "deployments": [
+            {
+                "name": DEPLOYMENT,
+                "num_replicas": deployment.replicas,
+                "max_replicas_per_node": 1,
+                "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+                "graceful_shutdown_timeout_s": DRAIN_S,
+                "ray_actor_options": options,
+            }
+        ],
     }
+
+
+def _seen(name: str, app: Mapping[str, Any]) -> ServeApp:
+    """Return what Serve says of one application.
+
+    It answers if each of its deployments has a running replica, whatever Serve calls it: while it grows or shrinks it
+    is ``DEPLOYING``, and those replicas go on.
+    """
+    deployments = list(app.get("deployments", {}).values())
+    replicas = [[_replica(each) for each in deployment["replicas"]] for deployment in deployments]
+    answers = bool(replicas) and all(any(each.running for each in those) for those in replicas)
+    return ServeApp(
+        name=name,
+        running=answers and app["status"] != "DELETING",
+        failed=app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"),
+        message=app.get("message") or "",
+        replicas_wanted=max((each["target_num_replicas"] for each in deployments), default=0),
+        replicas=tuple(each for those in replicas for each in those),
+    )
+
+
+def _replica(seen: Mapping[str, Any]) -> Replica:
+    return Replica(seen.get("node_id"), seen["state"] == "RUNNING", seen["state"] == "STOPPING")

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from cloudfarm.domain.load import LoadReport
 from cloudfarm.errors import CloudfarmError, FencedError
 from cloudfarm.ports import Serving
 from cloudfarm.raylayer.hosts import NAMESPACE
@@ -35,6 +36,10 @@ class StewardActor:
     async def nudge(self) -> None:
         """Make the loop look at the farm now."""
         self._steward.wake()
+
+    async def report(self, report: LoadReport) -> None:
+        """Take what services are asked."""
+        self._steward.report(report)
 
     async def _run(self) -> None:
         try:
@@ -78,17 +83,24 @@ def ensure_steward(build: Callable[[], Steward]) -> Any:
 
 
 class ActorNudge:
-    """Implements :class:`cloudfarm.ports.Nudge`: wakes the steward actor without waiting for it."""
+    """Implements :class:`cloudfarm.ports.Nudge`: tells the steward actor without waiting for it."""
 
     def __init__(self) -> None:
         self._actor: Any = None
 
     def nudge(self) -> None:
         """Wake the steward; a steward that cannot be found looks by itself at its next tick."""
+        self._tell("nudge")
+
+    def report(self, report: LoadReport) -> None:
+        """Say how much services are asked; a steward that cannot be found hears of it with the next report."""
+        self._tell("report", report)
+
+    def _tell(self, method: str, *args: Any) -> None:
         try:
             if self._actor is None:
                 self._actor = ray.get_actor(NAME, namespace=NAMESPACE)
-            self._actor.nudge.remote()
+            getattr(self._actor, method).remote(*args)
         except (ValueError, ray.exceptions.RayError) as error:
             self._actor = None
-            log.warning("the steward cannot be woken: %s", error)
+            log.warning("the steward cannot be told: %s", error)

@@ -13,13 +13,14 @@ from cloudfarm.steward import view as v
 from cloudfarm.steward.changes import CHANGES, Change
 from cloudfarm.steward.lease_orders import LeaseOrders
 from cloudfarm.steward.orders import Handler
+from cloudfarm.steward.service_orders import ServiceOrders
 from cloudfarm.steward.workload_orders import WorkloadOrders
 
 log = logging.getLogger(__name__)
 
 TOGETHER = 1000
 """Changes of one transaction at most: what the API wants to write waits for so many."""
-_NAMES = ("lease_id", "job_id", "service_id", "name")
+_NAMES = ("lease_id", "job_id", "revision_id", "service_id", "name")
 
 
 @dataclass(slots=True)
@@ -41,10 +42,9 @@ class Actor:
 
     def __post_init__(self) -> None:
         leases = LeaseOrders(self.store, self.hosts, self.artifacts)
-        workloads = WorkloadOrders(
-            self.store, self.hosts, self.ray_jobs, self.serving, self.artifacts, self.max_log_bytes
-        )
-        self._handlers = {**leases.handlers(), **workloads.handlers()}
+        workloads = WorkloadOrders(self.store, self.hosts, self.ray_jobs, self.artifacts, self.max_log_bytes)
+        services = ServiceOrders(self.store, self.serving)
+        self._handlers = {**leases.handlers(), **workloads.handlers(), **services.handlers()}
 
     async def carry_out(self, decisions: v.Decisions, view: v.FarmView, epoch: int) -> int:
         """Carry out every decision that is not being carried out already; return how many changed something by now.

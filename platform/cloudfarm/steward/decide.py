@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from cloudfarm.domain.status import EndReason, LeaseStatus
-from cloudfarm.steward import lifecycle, workloads
+from cloudfarm.steward import lifecycle, services, workloads
 from cloudfarm.steward.view import Decision, Decisions, EndLease, FarmView, Policy
 
 Admission = Callable[[FarmView], Decisions]
@@ -27,7 +27,7 @@ def decide(view: FarmView, *, admit: Admission, policy: Policy) -> Decisions:
             decisions.extend(lifecycle.advance(lease, view, ground, policy))
     decisions.extend(lifecycle.leaks(view))
     decisions.extend(workloads.jobs(view))
-    decisions.extend(workloads.services(view))
+    decisions.extend(services.services(view))
     if not view.stopping:
         decisions.extend(workloads.releases(view))
         decisions.extend(admit(view))

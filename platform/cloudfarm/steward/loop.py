@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from cloudfarm.clock import Clock
+from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.workload import LEFT_ITS_LEASE
 from cloudfarm.errors import CloudfarmError, FencedError
@@ -36,6 +37,7 @@ class Steward:
     epoch: int = 0
     since_ms: int = 0
     """When it took over."""
+    _loads: LoadReport | None = None
     _look_ms: int | None = None
     """What :attr:`next_look_ms` said of what was last seen."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,7 +57,7 @@ class Steward:
             FencedError: if a newer steward has taken over.
         """
         self._look_ms = None  # a step that fails is tried again at the next tick, not at once
-        view = await self.observer.look(self.epoch, self.since_ms)
+        view = await self.observer.look(self.epoch, self.since_ms, self._loads)
         self._look_ms = self.next_look_ms(view)
         decisions = decide(view, admit=self.admit, policy=self.policy)
         changed = await self.actor.carry_out(decisions, view, self.epoch)
@@ -91,6 +93,12 @@ class Steward:
         for job in await uow.jobs.list(open_only=True):
             if job.ray_id == event.subject:
                 await uow.jobs.update(replace(job, message=event.message, error_type=LEFT_ITS_LEASE))
+
+    def report(self, report: LoadReport) -> None:
+        """Take what services are asked; one that is waited for is looked at now."""
+        self._loads = report
+        if any(load.waiting for load in report.loads.values()):
+            self.wake()
 
     def wake(self) -> None:
         """Make the runner step now."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.lease import Lease
+from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.quota import tree_in_force
 from cloudfarm.errors import CloudfarmError
@@ -40,7 +41,7 @@ class Observer:
     _known: dict[int, Mapping[str, Lease]] = field(default_factory=dict)
     """By epoch: the open leases as last read. A database that is put back from a backup fences this epoch."""
 
-    async def look(self, epoch: int, watching_since_ms: int = 0) -> FarmView:
+    async def look(self, epoch: int, watching_since_ms: int = 0, loads: LoadReport | None = None) -> FarmView:
         """Return the farm as it is now.
 
         A host that is known from the store and was not heard of is in it, as not reachable. Whether a host is
@@ -59,7 +60,8 @@ class Observer:
             leases = tuple(await uow.leases.list_open(self._known.get(epoch, {})))
             jobs = tuple(await uow.jobs.list(open_only=True))
             services = tuple(await uow.services.list(open_only=True))
-            models = {service.model_id: await uow.models.get(service.model_id) for service in services}
+            revisions = tuple(await uow.revisions.list(open_only=True))
+            models = {revision.model_id: await uow.models.get(revision.model_id) for revision in revisions}
         self._known.clear()
         self._known[epoch] = {lease.id: lease for lease in leases}
         hosts, ray_jobs, apps, saved_ms = await asyncio.gather(
@@ -84,6 +86,8 @@ class Observer:
             leases=leases,
             jobs=jobs,
             services=services,
+            revisions=revisions,
+            loads=loads,
             models=models,
             quotas=tree,
             asks=self.past.asks,

@@ -16,7 +16,13 @@ EVERY_MS = 60_000
 ASKS = 1000
 """How many asks are looked back at."""
 IN_ITS_OWN_TIME = frozenset(
-    {EndReason.RELEASED, EndReason.EXPIRED, EndReason.JOB_FINISHED, EndReason.SERVICE_DELETED}
+    {
+        EndReason.RELEASED,
+        EndReason.EXPIRED,
+        EndReason.JOB_FINISHED,
+        EndReason.SERVICE_DELETED,
+        EndReason.SCALED_DOWN,
+    }
 )
 """Ends that say how long a lease was wanted."""
 HALF_LIVES = 10

@@ -1,4 +1,4 @@
-"""What a slice may use, what a lease node is told about its lease, and the lease that a service asks for."""
+"""What a slice may use, what a lease node is told about its lease, and the lease that a replica asks for."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from cloudfarm.domain.host import Host
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Grade, Lease, LeaseKind, Slice
 from cloudfarm.domain.quantities import MAX_HOURS, MIB, Shape, gpu_memory_cap
-from cloudfarm.domain.workload import Service
+from cloudfarm.domain.workload import Revision, Service
 from cloudfarm.ports import Artifacts
 
 _STRENGTH = {grade: place for place, grade in enumerate(Grade)}
@@ -25,9 +25,14 @@ def with_gpu_memory(piece: Slice, host: Host, reserve_percent: int) -> Slice:
 
 
 def node_labels(lease: Lease, piece: Slice) -> Mapping[str, str]:
-    """Return the Ray labels of a lease node; ``lease`` is the one that confines, the others are for people."""
+    """Return the Ray labels of a lease node.
+
+    ``lease`` is the one that confines, ``revision`` the one by which Serve finds the nodes of a service's replicas
+    while leases come and go; the others are for people.
+    """
     return {
         "lease": lease.id,
+        **({"revision": lease.revision_id} if lease.revision_id is not None else {}),
         "tenant": lease.tenant,
         "host": piece.host,
         "slice": piece.name,
@@ -50,10 +55,10 @@ def weakest(grades: list[Grade]) -> Grade:
     return max(grades, key=_STRENGTH.__getitem__)
 
 
-def lease_for_service(service: Service, now_ms: int) -> Lease:
-    """Return a new lease as a service asks for it: one slice a replica, which may share a GPU, for a year."""
+def lease_for_replica(service: Service, revision: Revision, now_ms: int) -> Lease:
+    """Return a new lease for one replica of a revision: one slice, which may share a GPU, for a year."""
     ask = Ask(
-        shape=Shape(service.replicas, service.milli_gpus),
+        shape=Shape(1, service.milli_gpus),
         cpus=service.cpus,
         memory_bytes=service.memory_bytes,
         duration_ms=MAX_HOURS * 3_600_000,
@@ -68,4 +73,5 @@ def lease_for_service(service: Service, now_ms: int) -> Lease:
         ask=ask,
         created_ms=now_ms,
         project=service.project,
+        revision_id=revision.id,
     )

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Ask, ExpectedStart, Lease, Slice
+from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.quota import QuotaTree
-from cloudfarm.domain.status import EndReason, JobStatus
+from cloudfarm.domain.status import EndReason, JobStatus, RevisionStatus
 from cloudfarm.domain.tenant import Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
+from cloudfarm.domain.workload import Job, ModelVersion, RayJob, Revision, ServeApp, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,12 @@ class FarmView:
     """Every job that has not ended, oldest first."""
     services: tuple[Service, ...]
     """Every service that is not deleted, oldest first."""
+    revisions: tuple[Revision, ...] = ()
+    """Every revision of them that has not ended, oldest first."""
     models: Mapping[str, ModelVersion] = field(default_factory=dict)
-    """By id: the models of ``services``."""
+    """By id: the models of ``revisions``."""
+    loads: LoadReport | None = None
+    """What services are asked, as the front door last said; None if it has not said so lately."""
     ray_jobs: Mapping[str, RayJob] | None = None
     """By ray_id."""
     serve_apps: Mapping[str, ServeApp] | None = None
@@ -209,26 +213,57 @@ class ReleaseLease:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseForService:
-    """Make a (new) lease for a service."""
+class LeaseReplicas:
+    """Make leases for a revision until it has one for each of its replicas."""
 
-    service_id: str
+    revision_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateService:
-    """Take over what Serve says of a service."""
+class ScaleRevision:
+    """Want another number of replicas."""
 
-    service_id: str
-    status: Any
+    revision_id: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRevision:
+    """Take over what leases and Serve say of a revision."""
+
+    revision_id: str
+    status: RevisionStatus
     message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class DeployServices:
-    """The one Serve configuration should hold exactly these services beside the farm's own application."""
+class PromoteRevision:
+    """Let a revision take over its service's requests, and the one before it end."""
 
-    service_ids: tuple[str, ...]
+    revision_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndRevision:
+    """Send no more requests to a revision, and let it end."""
+
+    revision_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteService:
+    """Nothing of a service is left that was to end: close it."""
+
+    service_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeployServices:
+    """The one Serve configuration should hold exactly these beside the farm's own application."""
+
+    replicas: tuple[tuple[str, int], ...]
+    """By id of the revision: how many of it."""
 
 
 Decision = (
@@ -246,8 +281,12 @@ Decision = (
     | UpdateJob
     | RequeueJob
     | ReleaseLease
-    | LeaseForService
-    | UpdateService
+    | LeaseReplicas
+    | ScaleRevision
+    | UpdateRevision
+    | PromoteRevision
+    | EndRevision
+    | DeleteService
     | DeployServices
 )
 Decisions = tuple[Decision, ...]

@@ -1,24 +1,22 @@
-"""Carrying out what was decided about jobs and services: in the store, and by Ray and Serve."""
+"""Carrying out what was decided about jobs: in the store, and by Ray."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cloudfarm.domain.status import Event, JobStatus, ServiceStatus, transition
-from cloudfarm.ports import Artifacts, Hosts, RayJobs, Serving, UnitOfWork
+from cloudfarm.domain.status import Event, JobStatus, transition
+from cloudfarm.ports import Artifacts, Hosts, RayJobs, UnitOfWork
 from cloudfarm.steward import view as v
 from cloudfarm.steward.orders import Handler, Orders
-from cloudfarm.steward.placing import lease_for_service
 from cloudfarm.steward.wrapup import archive_log, collect_models
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadOrders(Orders):
-    """What jobs and services need."""
+    """What jobs need."""
 
     hosts: Hosts
     ray_jobs: RayJobs
-    serving: Serving
     artifacts: Artifacts
     max_log_bytes: int
 
@@ -29,9 +27,6 @@ class WorkloadOrders(Orders):
             v.StopJob: self._stop_job,
             v.UpdateJob: self._update_job,
             v.RequeueJob: self._requeue_job,
-            v.LeaseForService: self._lease_for_service,
-            v.UpdateService: self._update_service,
-            v.DeployServices: self._deploy,
         }
 
     async def _submit_job(self, decision: v.SubmitJob, view: v.FarmView, epoch: int) -> None:
@@ -122,40 +117,3 @@ class WorkloadOrders(Orders):
                 await uow.apply(transition(job, JobStatus.PENDING, now_ms=view.now_ms, message=message))
 
         await self.in_store(epoch, work)
-
-    async def _lease_for_service(self, decision: v.LeaseForService, view: v.FarmView, epoch: int) -> None:
-        async def work(uow: UnitOfWork) -> None:
-            service = await uow.services.get(decision.service_id)
-            lease = lease_for_service(service, view.now_ms)
-            await uow.leases.add(lease)
-            message = f"waits for its lease {lease.id}"
-            if service.status is ServiceStatus.PENDING:
-                await uow.services.update(replace(service, lease_id=lease.id, message=message))
-            else:
-                step = transition(
-                    service, ServiceStatus.PENDING, now_ms=view.now_ms, message=message, lease_id=lease.id
-                )
-                await uow.apply(step)
-
-        await self.in_store(epoch, work)
-
-    async def _update_service(self, decision: v.UpdateService, view: v.FarmView, epoch: int) -> None:
-        async def work(uow: UnitOfWork) -> None:
-            service = await uow.services.get(decision.service_id)
-            await uow.apply(
-                transition(service, decision.status, now_ms=view.now_ms, message=decision.message)
-            )
-
-        await self.in_store(epoch, work)
-
-    async def _deploy(self, decision: v.DeployServices, view: v.FarmView, epoch: int) -> bool:
-        await self.check(epoch)
-        wanted = set(decision.service_ids)
-        await self.serving.apply(
-            [
-                (service, view.models[service.model_id], view.leases_by_id[service.lease_id or ""])
-                for service in view.services
-                if service.id in wanted
-            ],
-        )
-        return False

@@ -1,21 +1,18 @@
-"""What jobs and services need next."""
+"""What jobs need next."""
 
 from collections.abc import Iterator
 
 from cloudfarm.domain.lease import Lease, LeaseKind
-from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
-from cloudfarm.domain.workload import LEFT_ITS_LEASE, Job, RayJob, Service
+from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, Target
+from cloudfarm.domain.workload import LEFT_ITS_LEASE, Job, RayJob
 from cloudfarm.steward.view import (
     Decision,
-    DeployServices,
     FarmView,
-    LeaseForService,
     ReleaseLease,
     RequeueJob,
     StopJob,
     SubmitJob,
     UpdateJob,
-    UpdateService,
 )
 
 
@@ -92,43 +89,10 @@ def _lost(job: Job, lease: Lease | None) -> UpdateJob:
     )
 
 
-def services(view: FarmView) -> Iterator[Decision]:
-    """Yield what the open services need, and which of them Serve should run."""
-    wanted: list[str] = []
-    for service in view.services:
-        lease = view.leases_by_id.get(service.lease_id or "")
-        if service.target is Target.END:
-            if view.serve_apps is not None and service.app_name not in view.serve_apps:
-                yield UpdateService(service.id, ServiceStatus.DELETED)
-        elif lease is None:
-            yield LeaseForService(service.id)
-        elif lease.status is LeaseStatus.ACTIVE and lease.target is Target.RUN:
-            wanted.append(service.id)
-            yield from _serving(service, view)
-        elif service.status is not ServiceStatus.PENDING:
-            yield UpdateService(service.id, ServiceStatus.PENDING, lease.message)
-    if view.serve_apps is not None:
-        yield DeployServices(tuple(wanted))
-
-
-def _serving(service: Service, view: FarmView) -> Iterator[Decision]:
-    app = (view.serve_apps or {}).get(service.app_name)
-    if service.status is ServiceStatus.PENDING:
-        yield UpdateService(service.id, ServiceStatus.STARTING)
-    elif app is not None and app.running and service.status is not ServiceStatus.RUNNING:
-        yield UpdateService(service.id, ServiceStatus.RUNNING)
-    elif app is not None and app.failed and service.status is not ServiceStatus.FAILED:
-        yield UpdateService(service.id, ServiceStatus.FAILED, app.message)
-    elif app is not None and not app.running and not app.failed and service.status is ServiceStatus.RUNNING:
-        yield UpdateService(service.id, ServiceStatus.STARTING, app.message)
-
-
 def releases(view: FarmView) -> Iterator[Decision]:
-    """Yield a release for every lease whose workload is over."""
-    # A deleted service keeps its lease until Serve has let go of it: its replicas may finish what they answer.
-    used = {job.lease_id for job in view.jobs} | {service.lease_id for service in view.services}
-    reasons = {LeaseKind.JOB: EndReason.JOB_FINISHED, LeaseKind.SERVICE: EndReason.SERVICE_DELETED}
+    """Yield a release for every lease whose job is over."""
+    used = {job.lease_id for job in view.jobs}
     for lease in view.leases:
-        over = lease.kind in reasons and lease.id not in used
+        over = lease.kind is LeaseKind.JOB and lease.id not in used
         if over and lease.target is Target.RUN and lease.status is not LeaseStatus.ENDING:
-            yield ReleaseLease(lease.id, reasons[lease.kind])
+            yield ReleaseLease(lease.id, EndReason.JOB_FINISHED)

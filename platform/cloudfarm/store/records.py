@@ -14,7 +14,7 @@ AT_ONCE = 1000
 
 
 class Versioned(Protocol):
-    """A lease, a job or a service."""
+    """A lease, a job, a service or a revision."""
 
     @property
     def id(self) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from cloudfarm.domain.lease import Grade, LeaseKind
-from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, ServiceStatus, Target
+from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus, RevisionStatus, ServiceStatus, Target
 from cloudfarm.domain.tenant import CredentialKind, Role
 from cloudfarm.store.columns import (
     EnumText,
@@ -108,6 +108,7 @@ leases = Table(
     Column("reason", EnumText(EndReason)),
     Column("message", Words, nullable=False),
     Column("project", Words, nullable=False, server_default=""),
+    Column("revision_id", Words),  # not a foreign key: what ran stays told when it is gone
     Column("preempted_ms", BigInteger),
     Column("room", FrozenJson(slices_of), nullable=False, server_default="[]"),
     Column("expected_start", Json(expected_start_of)),
@@ -170,20 +171,46 @@ services = Table(
     Column("tenant", Words, ForeignKey("tenants.id"), nullable=False),
     Column("owner", Words, nullable=False),
     Column("name", Words, nullable=False),
-    Column("model_id", Words, ForeignKey("models.id"), nullable=False),
-    Column("import_path", Words, nullable=False),
     Column("milli_gpus", BigInteger, nullable=False),
-    Column("replicas", BigInteger, nullable=False),
     Column("cpus", BigInteger, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    Column("lease_id", Words, ForeignKey("leases.id")),
+    Column("min_replicas", BigInteger, nullable=False),
+    Column("max_replicas", BigInteger, nullable=False),
+    Column("target_load", BigInteger, nullable=False),
+    Column("idle_ms", BigInteger, nullable=False),
+    Column("shared", Boolean, nullable=False),
+    Column("current_id", Words),  # not a foreign key: a service and its first revision are made together
     Column("status", EnumText(ServiceStatus), nullable=False),
     Column("target", EnumText(Target), nullable=False),
     Column("message", Words, nullable=False),
-    Column("project", Words, nullable=False, server_default=""),
+    Column("project", Words, nullable=False),
     Column("version", BigInteger, nullable=False),
     Index(None, "tenant", "created_ms", "id"),
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("id", Words, primary_key=True),
+    Column("service_id", Words, ForeignKey("services.id"), nullable=False),
+    Column("tenant", Words, ForeignKey("tenants.id"), nullable=False),
+    Column("name", Words, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("model_id", Words, ForeignKey("models.id"), nullable=False),
+    Column("import_path", Words, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("replicas", BigInteger, nullable=False),
+    Column("canary_percent", BigInteger, nullable=False),
+    Column("status", EnumText(RevisionStatus), nullable=False),
+    Column("target", EnumText(Target), nullable=False),
+    Column("message", Words, nullable=False),
+    Column("started_ms", BigInteger),
+    Column("promoted_ms", BigInteger),
+    Column("left_ms", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("tenant", "name", "number"),
+    Index(None, "service_id", "created_ms", "number"),
 )
 
 ledger = Table(
@@ -292,9 +319,10 @@ farm = Table(
 OPEN_LEASES = is_open(leases, LeaseStatus)
 OPEN_JOBS = is_open(jobs, JobStatus)
 OPEN_SERVICES = is_open(services, ServiceStatus)
+OPEN_REVISIONS = is_open(revisions, RevisionStatus)
 
 # What is open is little and asked for all the time; what has ended grows for years.
-for _table, _open in ((leases, OPEN_LEASES), (jobs, OPEN_JOBS)):
+for _table, _open in ((leases, OPEN_LEASES), (jobs, OPEN_JOBS), (revisions, OPEN_REVISIONS)):
     Index(
         f"ix_{_table.name}_open",
         _table.c.created_ms,

@@ -14,7 +14,7 @@ from cloudfarm.errors import UnavailableError
 from cloudfarm.store.connections import make_engines
 from cloudfarm.store.faults import our_errors
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision; a test holds it to the newest file in ``migrations/versions``."""
 _LOCK = 0x636C6F7564
 """PostgreSQL's advisory lock of those who migrate: the letters ``cloud``."""

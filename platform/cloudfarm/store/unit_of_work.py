@@ -12,7 +12,7 @@ from cloudfarm import ports
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.status import Transition
-from cloudfarm.domain.workload import Job, Service
+from cloudfarm.domain.workload import Job, Revision, Service
 from cloudfarm.errors import CloudfarmError
 from cloudfarm.store.faults import our_errors
 from cloudfarm.store.records import Records  # noqa: TC001 - one import style for all
@@ -23,7 +23,7 @@ from cloudfarm.store.repositories.leases import SqlLeases
 from cloudfarm.store.repositories.models import SqlModels
 from cloudfarm.store.repositories.quotas import SqlQuotas
 from cloudfarm.store.repositories.served import SqlServed
-from cloudfarm.store.repositories.workloads import SqlJobs, SqlServices
+from cloudfarm.store.repositories.workloads import SqlJobs, SqlRevisions, SqlServices
 from cloudfarm.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class SqlUnitOfWork:
     leases: ports.LeaseRepository
     jobs: ports.JobRepository
     services: ports.ServiceRepository
+    revisions: ports.RevisionRepository
     models: ports.ModelRepository
     ledger: ports.LedgerRepository
     served: ports.ServedRepository
@@ -75,7 +76,13 @@ class SqlUnitOfWork:
             SqlJobs(transaction),
             SqlServices(transaction),
         )
-        self._versioned = {Lease: self.leases.records, Job: self.jobs.records, Service: self.services.records}
+        self.revisions = SqlRevisions(transaction)
+        self._versioned = {
+            Lease: self.leases.records,
+            Job: self.jobs.records,
+            Service: self.services.records,
+            Revision: self.revisions.records,
+        }
         self._farm = FarmState(transaction)
         return self
 

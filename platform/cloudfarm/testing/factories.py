@@ -8,7 +8,7 @@ from cloudfarm.domain.lease import Ask, Lease, LeaseKind
 from cloudfarm.domain.ledger import LedgerEntry, amount
 from cloudfarm.domain.quantities import GIB, Shape
 from cloudfarm.domain.tenant import Credential, CredentialKind, Role
-from cloudfarm.domain.workload import Job, ModelVersion, Service
+from cloudfarm.domain.workload import Job, ModelVersion, Revision, Service
 from cloudfarm.ports import Store, UnitOfWork
 
 T = TypeVar("T")
@@ -31,11 +31,18 @@ def make_job(job_id: str = "j1", tenant: str = "kaist", submission_id: str = "tr
 
 
 def make_service(
-    service_id: str = "s1", model_id: str = "", tenant: str = "kaist", name: str = "wind", **changes: Any
+    service_id: str = "s1", tenant: str = "kaist", name: str = "wind", **changes: Any
 ) -> Service:
-    """Return a pending service of two replicas of half a GPU."""
-    service = Service(service_id, tenant, "kim", name, model_id, "a:b", 500, 2, 4, 8 * GIB, 10)
-    return replace(service, **changes)
+    """Return a service of replicas of half a GPU."""
+    return replace(Service(service_id, tenant, "kim", name, 500, 4, 8 * GIB, 10), **changes)
+
+
+def make_revision(
+    revision_id: str = "r1", service_id: str = "s1", model_id: str = "m1", **changes: Any
+) -> Revision:
+    """Return a pending revision of the service ``wind``."""
+    revision = Revision(revision_id, service_id, "kaist", "wind", 1, model_id, "a:b", 10)
+    return replace(revision, **changes)
 
 
 def make_credential(credential_id: str = "c1", tenant: str | None = "kaist", **changes: Any) -> Credential:

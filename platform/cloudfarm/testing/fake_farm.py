@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from cloudfarm.domain.host import Gpu, Host, NodeMeter, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Grade, Lease, Slice
 from cloudfarm.domain.status import Event, JobStatus
-from cloudfarm.domain.workload import Job, ModelVersion, RayJob, ServeApp, Service
+from cloudfarm.domain.workload import Job, RayJob
 from cloudfarm.errors import (
     CloudfarmError,
     ConflictError,
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 GIB = 1024**3
 RAYLET_LOG = "raylet.out"
 """A file that the log folder of every node has."""
-FRONT_DOOR = "front-door"
-"""The farm's own application."""
 
 
 def make_host(
@@ -51,6 +49,8 @@ class FakeHosts:
     clock: ManualClock
     hosts: dict[str, Host] = field(default_factory=dict)
     nodes: dict[tuple[str, str], NodeTruth] = field(default_factory=dict)
+    labels: dict[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    """Of every node that was ever started."""
     epochs: dict[str, int] = field(default_factory=dict)
     logs: dict[tuple[str, str], bytes] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
@@ -111,6 +111,7 @@ class FakeHosts:
             isolation="fake",
             reason="broken" if phase is NodePhase.EXITED else "",
         )
+        self.labels[key] = labels
         self.logs[piece.name, RAYLET_LOG] = f"the raylet of {piece.name} starts\n".encode()
 
     async def drain_node(
@@ -254,57 +255,6 @@ class FakeRayJobs:
             ended_ms=self.clock.now_ms(),
             driver_exit_code=driver_exit_code,
         )
-
-
-@dataclass(slots=True)
-class FakeServing:
-    """Serve, whose applications run at once."""
-
-    applied: dict[str, tuple[Service, ModelVersion, Lease]] = field(default_factory=dict)
-    deployed: dict[str, int] = field(default_factory=dict)
-    """How often each application was deployed, the first time and each time that it had changed."""
-    failing: set[str] = field(default_factory=set)
-    down: bool = False
-    _specs: dict[str, object] = field(default_factory=dict)
-    """What Serve was told of each application that runs."""
-
-    async def open(self) -> None:
-        """Run the farm's own application if nothing runs."""
-        self._check()
-        if not self._specs:
-            self._run({})
-
-    async def apply(self, services: Sequence[tuple[Service, ModelVersion, Lease]]) -> None:
-        """Run the farm's own application and exactly these."""
-        self._check()
-        self.applied = {each[0].app_name: each for each in services}
-        self._run({name: _spec(*each) for name, each in self.applied.items()})
-
-    async def apps(self) -> Mapping[str, ServeApp]:
-        """Return what runs."""
-        self._check()
-        return {
-            name: ServeApp(
-                name, name not in self.failing, name in self.failing, "broken" if name in self.failing else ""
-            )
-            for name in self._specs
-        }
-
-    def _run(self, specs: Mapping[str, object]) -> None:
-        wanted = {FRONT_DOOR: "the farm's own", **specs}
-        for name, spec in wanted.items():
-            if self._specs.get(name) != spec:
-                self.deployed[name] = self.deployed.get(name, 0) + 1
-        self._specs = wanted
-
-    def _check(self) -> None:
-        if self.down:
-            raise UnavailableError("Serve is down")
-
-
-def _spec(service: Service, model: ModelVersion, lease: Lease) -> object:
-    """Return what of a service Serve is told: all else may change without its being touched."""
-    return service.import_path, model.uri, service.replicas, service.milli_gpus, lease.id
 
 
 @dataclass

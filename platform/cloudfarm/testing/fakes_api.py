@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloudfarm.domain.generation import Embeddings, Generation, Piece
+from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
 from cloudfarm.errors import InvalidInputError, TooManyError, UnavailableError
 from cloudfarm.usecases.metering import Meter, Use
@@ -190,10 +191,15 @@ class RecordingMeter(Meter):
 
 @dataclass(slots=True)
 class FakeNudge:
-    """Implements :class:`cloudfarm.ports.Nudge`: counts."""
+    """Implements :class:`cloudfarm.ports.Nudge`: counts, and keeps what was reported last."""
 
     count: int = 0
+    reports: list[LoadReport] = field(default_factory=list)
 
     def nudge(self) -> None:
         """Count."""
         self.count += 1
+
+    def report(self, report: LoadReport) -> None:
+        """Keep it."""
+        self.reports.append(report)

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cloudfarm.domain.lease import Ask, Lease, LeaseKind
 from cloudfarm.domain.quantities import parse_shape
 from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import Tenant
-from cloudfarm.domain.workload import Job, Service
+from cloudfarm.domain.workload import Job, Revision, Service
 from cloudfarm.scheduler.foreseeing import foreseeing
 from cloudfarm.scheduler.history import Memory
 from cloudfarm.scheduler.queue import fair
@@ -20,7 +21,8 @@ from cloudfarm.steward.observe import Observer
 from cloudfarm.steward.past import Past
 from cloudfarm.steward.view import Policy
 from cloudfarm.testing.clock import ManualClock
-from cloudfarm.testing.fake_farm import GIB, FakeHosts, FakeRayJobs, FakeServing, FakeWatch, make_host
+from cloudfarm.testing.fake_farm import GIB, FakeHosts, FakeRayJobs, FakeWatch, make_host
+from cloudfarm.testing.fake_serving import FakeServing
 from cloudfarm.testing.memory_artifacts import MemoryArtifacts
 from cloudfarm.testing.memory_store import MemoryStore
 
@@ -48,6 +50,7 @@ class MemoryFarm:
     def __post_init__(self) -> None:
         self.artifacts = MemoryArtifacts(clock=self.clock)
         self.hosts = FakeHosts(self.clock, {name: make_host(name) for name in ("h0", "h1")})
+        self.serving.hosts = self.hosts
         self.ray_jobs = FakeRayJobs(self.clock)
         self.watch = FakeWatch(self.clock, self.ray_jobs)
         self.steward = self.new_steward()
@@ -102,12 +105,15 @@ class MemoryFarm:
         await self.steward.take_over()
 
     async def settle(self) -> None:
-        """Step until nothing changes any more; time stands still."""
+        """Step until nothing changes any more, Serve's replicas included; time stands still."""
+        before = None
         for _ in range(MAX_STEPS):
             changed = await self.steward.step()
             await self.steward.actor.finish()
-            if not changed:
+            replicas = self.serving.replicas()
+            if not changed and replicas == before:
                 return
+            before = replicas
         raise AssertionError(f"the farm did not come to rest within {MAX_STEPS} steps")
 
     async def request(
@@ -155,3 +161,57 @@ class MemoryFarm:
         """Return a service as stored."""
         async with self.store.begin(write=False) as uow:
             return await uow.services.get(service_id)
+
+    async def deploy(
+        self, name: str, *, tenant: str = "a", milli_gpus: int = 500, **settings: Any
+    ) -> Service:
+        """Keep a new service, or give the one of that name another revision; both have ids made of its name."""
+        now_ms = self.clock.now_ms()
+        async with self.store.begin() as uow:
+            number = await uow.revisions.last_number(tenant, name) + 1
+            model = await uow.models.register(
+                tenant=tenant, name=name, uri=f"/{name}/{number}", job_id=None, manifest={}, now_ms=now_ms
+            )
+            canary = settings.pop("canary_percent", 0)
+            if number == 1:
+                service = Service(f"s-{name}", tenant, "kim", name, milli_gpus, 1, GIB, now_ms, **settings)
+                await uow.services.add(replace(service, current_id=f"r-{name}-1"))
+            else:
+                service = await uow.services.find(tenant, name)
+            await uow.revisions.add(
+                Revision(
+                    f"r-{name}-{number}",
+                    service.id,
+                    tenant,
+                    name,
+                    number,
+                    model.id,
+                    "a:b",
+                    now_ms,
+                    replicas=max(1, service.min_replicas),
+                    canary_percent=canary,
+                    promoted_ms=now_ms if number == 1 else None,
+                )
+            )
+            await uow.commit()
+        return await self.service(service.id)
+
+    async def undeploy(self, service_id: str) -> None:
+        """Delete a service."""
+        async with self.store.begin() as uow:
+            service = await uow.services.get(service_id)
+            await uow.services.update(replace(service, target=Target.END))
+            for revision in await uow.revisions.list(service_id=service_id, open_only=True):
+                await uow.revisions.update(revision.leave(self.clock.now_ms(), "its service is deleted"))
+            await uow.commit()
+
+    async def revisions(self, service_id: str) -> Sequence[Revision]:
+        """Return a service's revisions as stored."""
+        async with self.store.begin(write=False) as uow:
+            return await uow.revisions.list(service_id=service_id)
+
+    async def leases_of(self, revision_id: str) -> Sequence[Lease]:
+        """Return the open leases of a revision."""
+        async with self.store.begin(write=False) as uow:
+            leases = await uow.leases.list(open_only=True)
+        return [lease for lease in leases if lease.revision_id == revision_id]

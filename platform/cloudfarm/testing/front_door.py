@@ -15,7 +15,7 @@ from cloudfarm.artifacts import FileArtifacts
 from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, version_of
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.ledger import LedgerEntry, amount
-from cloudfarm.domain.status import JobStatus, LeaseStatus, ServiceStatus, transition
+from cloudfarm.domain.status import JobStatus, LeaseStatus, RevisionStatus, transition
 from cloudfarm.domain.tenant import Credential, CredentialKind, Role, Tenant, hash_secret, new_secret
 from cloudfarm.domain.workload import Job, ModelVersion
 from cloudfarm.ports import Store, UnitOfWork
@@ -186,12 +186,23 @@ class FrontDoor:
         return await self.model(name, tenant, kind=LORA_ADAPTER, spec={"base": version_of(base.manifest)})
 
     async def start_service(self, name: str, tenant: str = "alpha") -> None:
-        """Make a service run."""
-        for status in (ServiceStatus.STARTING, ServiceStatus.RUNNING):
-            async with self.store.begin() as uow:
-                service = await uow.services.find(tenant, name)
-                await uow.apply(transition(service, status, now_ms=self.clock.now_ms()))
-                await uow.commit()
+        """Make everything run that a service has."""
+        async with self.store.begin(write=False) as uow:
+            service = await uow.services.find(tenant, name)
+            revisions = await uow.revisions.list(service_id=service.id, open_only=True)
+        for revision in revisions:
+            await self.move_revision(revision.id, RevisionStatus.RUNNING)
+
+    async def move_revision(self, revision_id: str, status: RevisionStatus, **changes: Any) -> None:
+        """Give a revision another status, and what else is to be changed of it."""
+        now_ms = self.clock.now_ms()
+        async with self.store.begin() as uow:
+            revision = replace(await uow.revisions.get(revision_id), **changes)
+            if revision.status is status:
+                await uow.revisions.update(revision)
+            else:
+                await uow.apply(transition(revision, status, now_ms=now_ms))
+            await uow.commit()
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.served import Note
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import UNLIMITED, Credential, Limits, Tenant
-from cloudfarm.domain.workload import Job, ModelVersion, Service
+from cloudfarm.domain.workload import Job, ModelVersion, Revision, Service
 from cloudfarm.errors import (
     AlreadyExistsError,
     CloudfarmError,
@@ -37,6 +37,7 @@ class State:
     leases: dict[str, Lease] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
+    revisions: dict[str, Revision] = field(default_factory=dict)
     models: dict[str, ModelVersion] = field(default_factory=dict)
     ledger: dict[tuple[str, int], LedgerEntry] = field(default_factory=dict)
     served: dict[str, tuple[Note, ...]] = field(default_factory=dict)
@@ -299,40 +300,6 @@ class Jobs(Records[Job]):
     def _find(self, tenant: str, submission_id: str) -> Job | None:
         wanted = (tenant, submission_id)
         return next((row for row in self.rows.values() if (row.tenant, row.submission_id) == wanted), None)
-
-
-class Services(Records[Service]):
-    """See :class:`cloudfarm.ports.ServiceRepository`."""
-
-    refers: ClassVar[Mapping[str, str]] = {"tenant": "tenants", "model_id": "models", "lease_id": "leases"}
-
-    async def add(self, service: Service) -> None:
-        """Store a new one."""
-        self.unit.writing()
-        there = self._find(service.tenant, service.name) is not None
-        self.insert(service, taken=f"{service.tenant} has a service {service.name} already" if there else "")
-
-    async def find(self, tenant: str, name: str) -> Service:
-        """Return the one meant."""
-        self.unit.reading()
-        found = self._find(tenant, name)
-        if found is None:
-            raise self.missing(name)
-        return found
-
-    async def list(self, *, tenant: str | None = None, open_only: bool = False) -> Sequence[Service]:
-        """Return those asked for, in the port's order."""
-        return self.oldest_first(
-            lambda row: tenant in (None, row.tenant) and not (open_only and row.status.is_terminal)
-        )
-
-    async def update(self, service: Service) -> None:
-        """Store changed fields."""
-        self.put(service, step=False)
-
-    def _find(self, tenant: str, name: str) -> Service | None:
-        live = (row for row in self.rows.values() if not row.status.is_terminal)
-        return next((row for row in live if (row.tenant, row.name) == (tenant, name)), None)
 
 
 class Models(Records[ModelVersion]):

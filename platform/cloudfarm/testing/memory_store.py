@@ -10,9 +10,10 @@ from cloudfarm import ports
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.status import Transition
-from cloudfarm.domain.workload import Job, Service
+from cloudfarm.domain.workload import Job, Revision, Service
 from cloudfarm.errors import CloudfarmError, FencedError, InvalidInputError, NotFoundError
 from cloudfarm.testing import memory_repositories as repositories
+from cloudfarm.testing import memory_services
 from cloudfarm.testing.memory_repositories import State, stored
 from cloudfarm.testing.memory_served import Served
 
@@ -42,6 +43,7 @@ class MemoryUnitOfWork:
     leases: ports.LeaseRepository
     jobs: ports.JobRepository
     services: ports.ServiceRepository
+    revisions: ports.RevisionRepository
     models: ports.ModelRepository
     ledger: ports.LedgerRepository
     served: ports.ServedRepository
@@ -63,7 +65,8 @@ class MemoryUnitOfWork:
         self.credentials = repositories.Credentials(self, self._state.credentials, "credential")
         self.leases = repositories.Leases(self, self._state.leases, "lease")
         self.jobs = repositories.Jobs(self, self._state.jobs, "job")
-        self.services = repositories.Services(self, self._state.services, "service")
+        self.services = memory_services.Services(self, self._state.services, "service")
+        self.revisions = memory_services.Revisions(self, self._state.revisions, "revision")
         self.models = repositories.Models(self, self._state.models, "model")
         self.ledger = repositories.Ledger(self)
         self.served = Served(self)
@@ -81,7 +84,7 @@ class MemoryUnitOfWork:
     async def apply(self, step: Transition) -> None:
         """Store a status change with its event."""
         record = step.record
-        versioned = {Lease: self.leases, Job: self.jobs, Service: self.services}
+        versioned = {Lease: self.leases, Job: self.jobs, Service: self.services, Revision: self.revisions}
         repository: Any = versioned[type(record)]
         repository.put(record, step=True)
         await self.events.append(step.event)

@@ -65,7 +65,7 @@ class Calls:
 
     @contextmanager
     def _use(self, route: Route) -> Iterator[Use]:
-        with self.open.one(route.key_id):
+        with self.open.one(route.key_id), self.gate.room.loads.request(route.service.id):
             use = self.meter.begin(route)
             try:
                 yield use

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.served import Account, Note, Shares, Used, by_minute
-from cloudfarm.domain.workload import Service
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
 from cloudfarm.usecases.limits import Allowances, Budget, month_of
@@ -27,11 +26,6 @@ Whose = tuple[str, str | None]
 """A tenant, and one of its keys or None for all that it uses."""
 
 log = logging.getLogger(__name__)
-
-
-def running_milli_gpus(service: Service) -> int:
-    """Return how much of GPUs the service's replicas have, all together."""
-    return service.milli_gpus * service.replicas
 
 
 @dataclass(slots=True, eq=False)
@@ -142,11 +136,10 @@ class Meter:
             project=service.project,
             model=route.model,
         )
-        milli_gpus = running_milli_gpus(service)
         shares = self._shares.get(service.id)
         if shares is None:
-            shares = self._shares[service.id] = Shares(milli_gpus, now_ms)
-        use = Use(self, account, shares, now_ms, shares.begin(now_ms, milli_gpus))
+            shares = self._shares[service.id] = Shares(route.milli_gpus, now_ms)
+        use = Use(self, account, shares, now_ms, shares.begin(now_ms, route.milli_gpus))
         self._under_way.add(use)
         return use
 

@@ -1,19 +1,21 @@
 """From a secret and a model's name to the application that answers, and to who pays."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, kind_of
 from cloudfarm.domain.generation import Adapter
-from cloudfarm.domain.status import ServiceStatus, Target
+from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import CredentialKind, Role, hash_secret
 from cloudfarm.domain.workload import ModelVersion, Service
-from cloudfarm.errors import NotFoundError, UnavailableError
+from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, missing
 from cloudfarm.usecases.credentials import authenticate
-from cloudfarm.usecases.services import find_service
+from cloudfarm.usecases.revisions import Running, WaitingRoom
+from cloudfarm.usecases.services import find_callable
 
 MOST_KNOWN = 10_000
 """Callers of services that are remembered; with more of them within the time, the store is asked more often."""
@@ -34,6 +36,8 @@ class Route:
     """The name as asked: ``service`` or ``service:adapter``."""
     kind: str
     """Of the service's model."""
+    milli_gpus: int
+    """Of all replicas of the service together."""
     adapter: Adapter | None = None
 
 
@@ -47,6 +51,16 @@ class ServedModel:
     """The tenant whose it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """Every way that a caller's requests may go just now."""
+
+    service: Service
+    running: Running
+    routes: Mapping[str, Route]
+    """By revision; always that of the current one."""
+
+
 @dataclass(slots=True)
 class Gate:
     """Lets callers through to services, and asks the store about each of them only now and then.
@@ -57,9 +71,12 @@ class Gate:
 
     store: Store
     clock: Clock
+    room: WaitingRoom
     fresh_ms: int = 500
-    _known: dict[tuple[str, str], tuple[int, Route]] = field(default_factory=dict)
+    _known: dict[tuple[str, str], tuple[int, _Ways]] = field(default_factory=dict)
     """By hash of the secret and model: when it was looked up, and what was found."""
+    _asked: Counter[str] = field(default_factory=Counter)
+    """By service: how many requests there were, of which a canary gets its share."""
 
     async def route(self, secret: str | None, model: str, *, what: str = "model") -> Route:
         """Return the way to ``service`` or ``service:adapter`` if whoever has the secret may call it now.
@@ -68,18 +85,25 @@ class Gate:
             UnauthenticatedError: if nobody has that secret.
             ForbiddenError: if a token's role does not call services.
             NotFoundError: if there is no such service or adapter for the caller; it is called ``what``.
-            UnavailableError: if it does not run just now.
+            UnavailableError: if it does not run, and does not start soon enough.
         """
         who = hash_secret(secret or ""), model
         now_ms = self.clock.now_ms()
         looked_ms, known = self._known.get(who, (0, None))
         if known is not None and 0 <= now_ms - looked_ms < self.fresh_ms:
-            return replace(known, app_name=running_app(known.service))
+            return self._pick(known)
         found = await self._look_up(secret, model, what)
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
-        self._known[who] = now_ms, found
-        return found
+        self._known[who] = self.clock.now_ms(), found
+        return self._pick(found)
+
+    def _pick(self, ways: _Ways) -> Route:
+        """Return one of the ways: a canary's for its share of the service's requests."""
+        count = self._asked[ways.service.id]
+        self._asked[ways.service.id] += 1
+        picked = ways.routes.get(ways.running.pick(count).id)
+        return ways.routes[ways.running.current.id] if picked is None else picked
 
     async def models(self, secret: str | None) -> Sequence[ServedModel]:
         """Return the models that whoever has the secret may name, by name.
@@ -92,7 +116,8 @@ class Gate:
         async with self.store.begin(write=False) as uow:
             versions = await uow.models.list(principal.home)
             for service in await _services(uow, principal):
-                base = await uow.models.get(service.model_id)
+                current = await uow.revisions.get(service.current_id or "")
+                base = await uow.models.get(current.model_id)
                 if kind_of(base.manifest) in ANSWERED_AS_OPENAI:
                     found.append(ServedModel(service.name, service.created_ms, service.tenant))
                     found.extend(
@@ -107,56 +132,59 @@ class Gate:
             principal.need(Role.MEMBER)
         return principal
 
-    async def _look_up(self, secret: str | None, model: str, what: str) -> Route:
+    async def _look_up(self, secret: str | None, model: str, what: str) -> _Ways:
         principal = await self._caller(secret)
         name, colon, adapter_name = model.partition(":")
         try:
             async with self.store.begin(write=False) as uow:
                 service = await _find(uow, principal, name)
-                base = await uow.models.get(service.model_id)
-                adapter = await _adapter(uow, principal, base, adapter_name) if colon else None
+                if colon:  # one that is not there need not wait for its service to wake
+                    current = await uow.revisions.get(service.current_id or "")
+                    await _adapter(uow, principal, await uow.models.get(current.model_id), adapter_name)
         except NotFoundError:
             raise missing(what, model) from None
-        return Route(
-            tenant=principal.home,
-            key_id=principal.credential_id,
-            service=service,
-            app_name=running_app(service),
-            model=model,
-            kind=kind_of(base.manifest),
-            adapter=adapter,
-        )
-
-
-def running_app(service: Service) -> str:
-    """Return the Serve application that answers for a service now.
-
-    Raises:
-        UnavailableError: if none does.
-    """
-    if service.target is Target.END:
-        raise UnavailableError(f"service {service.name} is being deleted")
-    if service.status is not ServiceStatus.RUNNING:
-        raise UnavailableError(
-            f"service {service.name} is {service.status}: {service.message or 'try again later'}"
-        )
-    return service.app_name
+        began_ms = self.clock.now_ms()
+        running = await self.room.wait_for_route(service)
+        if self.clock.now_ms() - began_ms >= self.fresh_ms:
+            principal = await self._caller(secret)  # revoked, it may be, while the service was waking
+        replicas = sum(revision.replicas for revision in running.revisions)
+        routes: dict[str, Route] = {}
+        async with self.store.begin(write=False) as uow:
+            for revision in running.revisions:
+                base = await uow.models.get(revision.model_id)
+                try:
+                    adapter = await _adapter(uow, principal, base, adapter_name) if colon else None
+                except NotFoundError:
+                    continue  # a canary with other weights, for which the adapter was not made
+                routes[revision.id] = Route(
+                    tenant=principal.home,
+                    key_id=principal.credential_id,
+                    service=service,
+                    app_name=revision.app_name,
+                    model=model,
+                    kind=kind_of(base.manifest),
+                    milli_gpus=service.milli_gpus * replicas,
+                    adapter=adapter,
+                )
+        if running.current.id not in routes:
+            raise missing(what, model)
+        return _Ways(service, running, routes)
 
 
 async def _find(uow: UnitOfWork, principal: Principal, name: str) -> Service:
     """Return the service that a caller means by a name; raises NotFoundError."""
     if principal.services and name not in principal.services:
         raise missing("service", name)
-    return await find_service(uow, principal, name)
+    return await find_callable(uow, principal, name)
 
 
 async def _services(uow: UnitOfWork, principal: Principal) -> Sequence[Service]:
-    """Return the services that a caller may call."""
-    return [
-        service
-        for service in await uow.services.list(tenant=principal.home, open_only=True)
-        if service.target is Target.RUN and (not principal.services or service.name in principal.services)
-    ]
+    """Return the services that a caller may call: its tenant's, and under other names those open to all."""
+    found = [service for service in await uow.services.list(open_only=True) if service.target is Target.RUN]
+    shared = {service.name: service for service in reversed(found) if service.shared}
+    own = {service.name: service for service in found if service.tenant == principal.home}
+    named = {**shared, **own}
+    return [each for name, each in named.items() if not principal.services or name in principal.services]
 
 
 def _adapters(versions: Sequence[ModelVersion], base: ModelVersion) -> dict[str, ModelVersion]:

@@ -1,4 +1,4 @@
-"""Services: models kept answering on leases of their own."""
+"""Services: models kept answering, with a lease for each replica."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from cloudfarm.clock import Clock
 from cloudfarm.domain.bundles import CAUSAL_LM, TEXT_EMBEDDING
 from cloudfarm.domain.ids import new_id
-from cloudfarm.domain.lease import Ask, Lease
+from cloudfarm.domain.lease import Ask
 from cloudfarm.domain.quantities import MAX_HOURS, Shape, parse_count, parse_shape
-from cloudfarm.domain.status import Event, ServiceStatus, Target
+from cloudfarm.domain.status import Event, Target
 from cloudfarm.domain.tenant import Role, check_slug
-from cloudfarm.domain.workload import ModelVersion, Service
+from cloudfarm.domain.workload import ModelVersion, Revision, Service
 from cloudfarm.errors import (
     AlreadyExistsError,
     ConflictError,
+    ForbiddenError,
     InvalidInputError,
     InvalidShapeError,
     NotFoundError,
@@ -23,6 +24,7 @@ from cloudfarm.settings import Settings
 from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, quoted
 from cloudfarm.usecases.asks import build_ask, build_project, check_ask
 from cloudfarm.usecases.models import find_model
+from cloudfarm.usecases.service_views import ServiceView, view_service
 
 PROGRAMS: Mapping[str, str] = {
     "windpower-forecaster": "services.forecasts:app",
@@ -31,15 +33,49 @@ PROGRAMS: Mapping[str, str] = {
 }
 """The program that serves each kind of model. Tenants write the manifests: they may choose, not name one."""
 MAX_REPLICAS = 64
+MAX_TARGET_LOAD = 1000
+MIN_IDLE_MINUTES, MAX_IDLE_MINUTES = 0.1, 7 * 24 * 60
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceView:
-    """A service with its model and, while it waits, why."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """How many replicas a service may have; None leaves what there is, or the default."""
 
-    service: Service
-    model: ModelVersion
-    message: str
+    replicas: int | None = None
+    """As many, always: short for the same as ``min_replicas`` and as ``max_replicas``."""
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    target_load: int | None = None
+    idle_minutes: float | None = None
+
+    def apply(self, service: Service) -> Service:
+        """Return a service with these settings.
+
+        Raises:
+            InvalidInputError: naming the one that cannot be right.
+        """
+        least, most = service.min_replicas, service.max_replicas
+        if self.replicas is not None:
+            if (self.min_replicas, self.max_replicas) != (None, None):
+                raise InvalidInputError("replicas stands for min_replicas and max_replicas: give it or them")
+            least = most = parse_count(self.replicas, name="replicas", at_least=1, at_most=MAX_REPLICAS)
+        if self.min_replicas is not None:
+            least = parse_count(self.min_replicas, name="min_replicas", at_least=0, at_most=MAX_REPLICAS)
+            most = max(most, least)
+        if self.max_replicas is not None:
+            most = parse_count(self.max_replicas, name="max_replicas", at_least=1, at_most=MAX_REPLICAS)
+        if most < least:
+            raise InvalidInputError(f"max_replicas: {most} is below min_replicas, which is {least}")
+        load, idle_ms = service.target_load, service.idle_ms
+        if self.target_load is not None:
+            load = parse_count(self.target_load, name="target_load", at_least=1, at_most=MAX_TARGET_LOAD)
+        if self.idle_minutes is not None:
+            if not MIN_IDLE_MINUTES <= self.idle_minutes <= MAX_IDLE_MINUTES:
+                raise InvalidInputError(
+                    f"idle_minutes: write a number from {MIN_IDLE_MINUTES} to {MAX_IDLE_MINUTES}"
+                )
+            idle_ms = int(self.idle_minutes * 60_000)
+        return replace(service, min_replicas=least, max_replicas=most, target_load=load, idle_ms=idle_ms)
 
 
 async def deploy_service(
@@ -50,14 +86,15 @@ async def deploy_service(
     *,
     model: str,
     name: str | None = None,
-    gpus: str | float = "0",
-    replicas: int = 1,
+    gpus: str | float | None = None,
+    scaling: Scaling | None = None,
     cpus: str | float | None = None,
     memory: str | float | None = None,
     project: str | None = None,
+    canary: int | None = None,
     replace_model: bool = False,
 ) -> ServiceView:
-    """Keep a model answering: one slice a replica.
+    """Keep a model answering, or give a service another model without dropping a request.
 
     Args:
         store: the records.
@@ -66,12 +103,14 @@ async def deploy_service(
         principal: who deploys.
         model: ``name`` (its newest version) or ``name:number``.
         name: the service's name; the model's if not given.
-        gpus: share of each replica.
-        replicas: how many.
+        gpus: share of each replica; none if not given.
+        scaling: how many replicas; one if not given.
         cpus: CPUs of each replica.
         memory: memory of each replica.
         project: whose quota it counts against; none if not given.
-        replace_model: give a running service of that name another model rather than refuse; all else stays.
+        canary: with ``replace_model``: the percent of the requests that the other model gets until it is promoted;
+            if not given it takes over as soon as it runs.
+        replace_model: give a running service of that name another model rather than refuse; what is not given stays.
 
     Raises:
         NotFoundError: if the tenant has no such model.
@@ -79,39 +118,148 @@ async def deploy_service(
     """
     principal.need(Role.MEMBER)
     tenant = principal.home
-    ask = _ask_of(settings, gpus, replicas, cpus, memory)
-    within = build_project(project)
+    percent = 0 if canary is None else parse_count(canary, name="canary", at_least=1, at_most=99)
 
     async def work(uow: UnitOfWork) -> ServiceView:
         version = await find_model(uow, principal, model)
+        import_path = _program(version)
+        called = check_slug(version.name if name is None else name, what="service")
+        present = await _present(uow, tenant, called)
+        one = _one_replica(settings, gpus, cpus, memory, present if replace_model else None)
+        now_ms = clock.now_ms()
         service = Service(
             id=new_id("s"),
             tenant=tenant,
             owner=principal.user,
-            name=check_slug(version.name if name is None else name, what="service"),
-            model_id=version.id,
-            import_path=_program(version),
-            milli_gpus=ask.shape.milli_gpus,
-            replicas=ask.shape.count,
-            cpus=ask.cpus,
-            memory_bytes=ask.memory_bytes,
-            created_ms=clock.now_ms(),
-            message="queued",
-            project=within,
+            name=called,
+            milli_gpus=one.shape.milli_gpus,
+            cpus=one.cpus,
+            memory_bytes=one.memory_bytes,
+            created_ms=now_ms,
+            project=build_project(project),
         )
-        present = await _present(uow, tenant, service.name)
         if present is None:
-            await check_ask(uow, settings, tenant, ask, within)
-            await uow.services.add(service)
+            if percent:
+                raise InvalidInputError("canary: there is no service of that name that it could share with")
+            service = (scaling or Scaling()).apply(service)
         else:
-            _check_replaceable(present, service, asked=replace_model)
-            service = replace(present, model_id=service.model_id, import_path=service.import_path)
-            await uow.services.update(service)
-        message = f"{service.name} with {version.ref}, {service.replicas} x {service.milli_gpus} milli-GPUs"
+            _check_replaceable(present, service, asked=replace_model, project_given=project is not None)
+            service = (scaling or Scaling()).apply(present)
+        await check_ask(uow, settings, tenant, _ask_of(service), service.project)
+        revision = await _next_revision(uow, service, version.id, import_path, now_ms)
+        revision = replace(revision, canary_percent=percent)
+        if present is None:
+            await uow.services.add(replace(service, current_id=revision.id))
+            await uow.revisions.add(replace(revision, promoted_ms=now_ms))
+        else:
+            await _supersede(uow, service, now_ms, f"gave way to revision {revision.number}")
+            await uow.services.update(replace(service, message=""))
+            await uow.revisions.add(revision)
+        message = f"{service.name} with {version.ref}, revision {revision.number}"
         await uow.events.append(
-            Event(clock.now_ms(), "service.deployed", service.id, tenant, principal.actor, message),
+            Event(now_ms, "service.deployed", service.id, tenant, principal.actor, message)
         )
-        return await _view(uow, await uow.services.get(service.id))
+        return await view_service(uow, await uow.services.get(service.id))
+
+    return await in_unit(store, work)
+
+
+async def change_service(
+    store: Store,
+    clock: Clock,
+    settings: Settings,
+    principal: Principal,
+    name: str,
+    *,
+    scaling: Scaling,
+    shared: bool | None = None,
+    tenant: str | None = None,
+) -> ServiceView:
+    """Change how many replicas a service may have; or, for an operator, whether all tenants may call it.
+
+    Raises:
+        ForbiddenError: if somebody else than an operator asks to share it.
+    """
+    principal.need(Role.MEMBER)
+    if shared is not None and not principal.is_operator:
+        raise ForbiddenError("only an operator opens a service to all tenants")
+
+    async def work(uow: UnitOfWork) -> ServiceView:
+        before = await find_service(uow, principal, name, tenant=tenant)
+        after = scaling.apply(before)
+        if after.max_replicas > before.max_replicas:
+            await check_ask(uow, settings, after.tenant, _ask_of(after), after.project)
+        after = replace(after, shared=before.shared if shared is None else shared)
+        if after != before:
+            await uow.services.update(after)
+            idle = f"{after.idle_ms / 60_000:g} min"
+            message = (
+                f"{name}: {after.min_replicas} to {after.max_replicas} replicas, target load {after.target_load}, "
+                f"idle after {idle}, {'open to all tenants' if after.shared else 'its tenant only'}"
+            )
+            await uow.events.append(
+                Event(clock.now_ms(), "service.changed", after.id, after.tenant, principal.actor, message)
+            )
+        return await view_service(uow, await uow.services.get(after.id))
+
+    return await in_unit(store, work)
+
+
+async def promote_service(store: Store, clock: Clock, principal: Principal, name: str) -> ServiceView:
+    """Let a service's canary take over all requests.
+
+    Raises:
+        ConflictError: if there is none.
+    """
+    principal.need(Role.MEMBER)
+
+    async def work(uow: UnitOfWork) -> ServiceView:
+        service = await find_service(uow, principal, name)
+        waiting = await _candidates(uow, service)
+        if not waiting:
+            raise ConflictError(f"service {name} has no revision that could take over")
+        for revision in waiting:
+            await uow.revisions.update(replace(revision, canary_percent=0))
+        await uow.events.append(
+            Event(clock.now_ms(), "service.promote_asked", service.id, service.tenant, principal.actor, name)
+        )
+        return await view_service(uow, service)
+
+    return await in_unit(store, work)
+
+
+async def roll_back_service(store: Store, clock: Clock, principal: Principal, name: str) -> ServiceView:
+    """Withdraw what is to take over; if nothing is, deploy anew what ran before.
+
+    Raises:
+        ConflictError: if nothing ran before.
+    """
+    principal.need(Role.MEMBER)
+
+    async def work(uow: UnitOfWork) -> ServiceView:
+        service, now_ms = await find_service(uow, principal, name), clock.now_ms()
+        if service.target is Target.END:
+            raise ConflictError(f"service {name} is being deleted")
+        withdrawn = await _supersede(uow, service, now_ms, "was withdrawn")
+        if withdrawn:
+            message = "; ".join(f"revision {revision.number} was withdrawn" for revision in withdrawn)
+        else:
+            before = await _ran_before(uow, service)
+            revision = await _next_revision(uow, service, before.model_id, before.import_path, now_ms)
+            await uow.revisions.add(revision)
+            message = f"revision {revision.number} has the model of revision {before.number}"
+        await uow.services.update(replace(service, message=message))
+        await uow.events.append(
+            Event(
+                now_ms,
+                "service.rolled_back",
+                service.id,
+                service.tenant,
+                principal.actor,
+                f"{name}: {message}",
+            )
+        )
+        return await view_service(uow, await uow.services.get(service.id))
 
     return await in_unit(store, work)
 
@@ -123,16 +271,17 @@ async def list_services(
     principal.need(Role.VIEWER)
     scope = principal.scope(tenant)
     async with store.begin(write=False) as uow:
-        return [
-            await _view(uow, service) for service in await uow.services.list(tenant=scope, open_only=True)
-        ]
+        found = await uow.services.list(tenant=scope, open_only=True)
+        return [await view_service(uow, service) for service in found]
 
 
-async def get_service(store: Store, principal: Principal, name: str) -> ServiceView:
+async def get_service(
+    store: Store, principal: Principal, name: str, *, tenant: str | None = None
+) -> ServiceView:
     """Return a service of the tenant by name."""
     principal.need(Role.VIEWER)
     async with store.begin(write=False) as uow:
-        return await _view(uow, await find_service(uow, principal, name))
+        return await view_service(uow, await find_service(uow, principal, name, tenant=tenant))
 
 
 async def delete_service(store: Store, clock: Clock, principal: Principal, name: str) -> Service:
@@ -142,24 +291,41 @@ async def delete_service(store: Store, clock: Clock, principal: Principal, name:
     async def work(uow: UnitOfWork) -> Service:
         service = await find_service(uow, principal, name)
         if service.target is Target.RUN:
+            now_ms = clock.now_ms()
             await uow.services.update(replace(service, target=Target.END))
+            for revision in await uow.revisions.list(service_id=service.id, open_only=True):
+                await uow.revisions.update(revision.leave(now_ms, "its service is deleted"))
             await uow.events.append(
-                Event(
-                    clock.now_ms(), "service.delete_asked", service.id, service.tenant, principal.actor, name
-                ),
+                Event(now_ms, "service.delete_asked", service.id, service.tenant, principal.actor, name)
             )
         return await uow.services.get(service.id)
 
     return await in_unit(store, work)
 
 
-async def find_service(uow: UnitOfWork, principal: Principal, name: str) -> Service:
-    """Return a live service of the principal's tenant, else raise what a missing one raises."""
-    if is_identifier(name):
-        found = await _present(uow, principal.home, name)
+async def find_service(
+    uow: UnitOfWork, principal: Principal, name: str, *, tenant: str | None = None
+) -> Service:
+    """Return a live service of the principal's tenant (of the one that an operator names), or raise as if missing."""
+    owner = tenant if principal.is_operator and tenant is not None else principal.home
+    if is_identifier(name) and is_identifier(owner) and tenant in (None, owner):
+        found = await _present(uow, owner, name)
         if found is not None:
             return found
     raise missing("service", name)
+
+
+async def find_callable(uow: UnitOfWork, principal: Principal, name: str) -> Service:
+    """Return the service that a caller means: its own tenant's, else one that is open to all tenants."""
+    try:
+        return await find_service(uow, principal, name)
+    except NotFoundError:
+        if not is_identifier(name):
+            raise
+    try:
+        return await uow.services.find_shared(name)
+    except NotFoundError:
+        raise missing("service", name) from None
 
 
 async def _present(uow: UnitOfWork, tenant: str, name: str) -> Service | None:
@@ -169,19 +335,85 @@ async def _present(uow: UnitOfWork, tenant: str, name: str) -> Service | None:
         return None
 
 
-def _ask_of(
+async def _next_revision(
+    uow: UnitOfWork, service: Service, model_id: str, import_path: str, now_ms: int
+) -> Revision:
+    """Return the service's next revision, as large as what it is to take over from."""
+    replicas = service.min_replicas
+    if service.current_id is not None:
+        replicas = max(replicas, (await uow.revisions.get(service.current_id)).replicas)
+    return Revision(
+        id=new_id("r"),
+        service_id=service.id,
+        tenant=service.tenant,
+        name=service.name,
+        number=await uow.revisions.last_number(service.tenant, service.name) + 1,
+        model_id=model_id,
+        import_path=import_path,
+        created_ms=now_ms,
+        replicas=max(1, min(replicas, service.max_replicas)),
+        message="queued",
+    )
+
+
+async def _candidates(uow: UnitOfWork, service: Service) -> list[Revision]:
+    """Return what is to take over a service's requests."""
+    return [
+        revision
+        for revision in await uow.revisions.list(service_id=service.id, open_only=True)
+        if revision.target is Target.RUN and revision.id != service.current_id
+    ]
+
+
+async def _supersede(uow: UnitOfWork, service: Service, now_ms: int, message: str) -> list[Revision]:
+    """Let everything end that was to take over, and return it."""
+    ended = await _candidates(uow, service)
+    for revision in ended:
+        await uow.revisions.update(revision.leave(now_ms, message))
+    return ended
+
+
+async def _ran_before(uow: UnitOfWork, service: Service) -> Revision:
+    earlier = [
+        revision
+        for revision in await uow.revisions.list(service_id=service.id)
+        if revision.promoted_ms is not None and revision.id != service.current_id
+    ]
+    if not earlier:
+        raise ConflictError(f"service {service.name} has had no other model")
+    return max(earlier, key=lambda revision: (revision.promoted_ms or 0, revision.number))
+
+
+def _one_replica(
     settings: Settings,
-    gpus: str | float,
-    replicas: int,
+    gpus: str | float | None,
     cpus: str | float | None,
     memory: str | float | None,
+    present: Service | None,
 ) -> Ask:
-    shape = parse_shape(gpus)
+    shape = parse_shape("0" if gpus is None else gpus)
     if shape.count != 1:
         raise InvalidShapeError("gpus is the share of one replica, such as 0.25; say how many by replicas")
-    count = parse_count(replicas, name="replicas", at_least=1, at_most=MAX_REPLICAS)
-    one = build_ask(settings, gpus=gpus, cpus=cpus, memory=memory, hours=MAX_HOURS)
-    return replace(one, shape=Shape(count, shape.milli_gpus), distinct_gpus=False)
+    one = build_ask(settings, gpus="0" if gpus is None else gpus, cpus=cpus, memory=memory, hours=MAX_HOURS)
+    if present is None:
+        return one
+    return replace(
+        one,
+        shape=Shape(1, present.milli_gpus) if gpus is None else one.shape,
+        cpus=present.cpus if cpus is None else one.cpus,
+        memory_bytes=present.memory_bytes if memory is None else one.memory_bytes,
+    )
+
+
+def _ask_of(service: Service) -> Ask:
+    """Return what a service asks for when it is as large as it may become."""
+    return Ask(
+        Shape(service.max_replicas, service.milli_gpus),
+        cpus=service.cpus,
+        memory_bytes=service.memory_bytes,
+        duration_ms=MAX_HOURS * 3_600_000,
+        distinct_gpus=False,
+    )
 
 
 def _program(version: ModelVersion) -> str:
@@ -193,7 +425,7 @@ def _program(version: ModelVersion) -> str:
     )
 
 
-def _check_replaceable(present: Service, wanted: Service, *, asked: bool) -> None:
+def _check_replaceable(present: Service, wanted: Service, *, asked: bool, project_given: bool) -> None:
     if present.target is Target.END:
         raise ConflictError(f"service {present.name} is being deleted; try again in a moment")
     if not asked:
@@ -201,12 +433,12 @@ def _check_replaceable(present: Service, wanted: Service, *, asked: bool) -> Non
             f"there is a service {present.name} already; ask for a replacement to change its model"
         )
 
-    def shape_of(service: Service) -> tuple[int, int, int, int]:
-        return service.milli_gpus, service.replicas, service.cpus, service.memory_bytes
+    def shape_of(service: Service) -> tuple[int, int, int]:
+        return service.milli_gpus, service.cpus, service.memory_bytes
 
     if shape_of(present) != shape_of(wanted):
         raise ConflictError(f"service {present.name} has another shape; delete it first, or keep the shape")
-    if present.project != wanted.project:
+    if project_given and present.project != wanted.project:
         raise ConflictError(
             f"service {present.name} is in {_project_text(present)}, not in {_project_text(wanted)}; "
             "delete it first, or keep the project"
@@ -215,18 +447,3 @@ def _check_replaceable(present: Service, wanted: Service, *, asked: bool) -> Non
 
 def _project_text(service: Service) -> str:
     return f"project {service.project}" if service.project else "no project"
-
-
-async def _view(uow: UnitOfWork, service: Service) -> ServiceView:
-    lease = None
-    if service.lease_id is not None and service.status is ServiceStatus.PENDING:
-        lease = await uow.leases.get(service.lease_id)
-    return ServiceView(service, await uow.models.get(service.model_id), _message(service, lease))
-
-
-def _message(service: Service, lease: Lease | None) -> str:
-    if service.target is Target.END:
-        return "is being deleted"
-    if service.status is ServiceStatus.PENDING and lease is not None and lease.message:
-        return f"waits for lease {lease.id}: {lease.told}"
-    return service.message

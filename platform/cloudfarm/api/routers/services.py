@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from cloudfarm.api import schemas
+from cloudfarm.api import schemas, service_schemas
 from cloudfarm.api.auth import Member, Secret, Viewer
 from cloudfarm.api.context import Context, ServiceCalls
 from cloudfarm.usecases import models, services
@@ -26,7 +26,9 @@ async def show_model(ref: str, caller: Viewer, context: Context) -> schemas.Mode
 
 
 @router.post("/services", status_code=201)
-async def deploy(body: schemas.ServiceBody, caller: Member, context: Context) -> schemas.ServiceOut:
+async def deploy(
+    body: service_schemas.ServiceBody, caller: Member, context: Context
+) -> service_schemas.ServiceOut:
     """Deploy a model."""
     view = await services.deploy_service(
         context.store,
@@ -36,31 +38,75 @@ async def deploy(body: schemas.ServiceBody, caller: Member, context: Context) ->
         model=body.model,
         name=body.name,
         gpus=body.gpus,
-        replicas=body.replicas,
+        scaling=body.scaling,
         cpus=body.cpus,
         memory=body.memory,
         project=body.project,
+        canary=body.canary,
         replace_model=body.replace,
     )
     context.nudge.nudge()
-    return schemas.ServiceOut.of(view)
+    return service_schemas.ServiceOut.of(view)
 
 
 @router.get("/services")
 async def list_services(
     caller: Viewer, context: Context, tenant: str | None = None
-) -> list[schemas.ServiceOut]:
+) -> list[service_schemas.ServiceOut]:
     """Return the services that are not deleted."""
     return [
-        schemas.ServiceOut.of(view)
+        service_schemas.ServiceOut.of(view)
         for view in await services.list_services(context.store, caller, tenant=tenant)
     ]
 
 
 @router.get("/services/{name}")
-async def show(name: str, caller: Viewer, context: Context) -> schemas.ServiceOut:
+async def show(
+    name: str, caller: Viewer, context: Context, tenant: str | None = None
+) -> service_schemas.ServiceOut:
     """Return a service."""
-    return schemas.ServiceOut.of(await services.get_service(context.store, caller, name))
+    return service_schemas.ServiceOut.of(
+        await services.get_service(context.store, caller, name, tenant=tenant)
+    )
+
+
+@router.patch("/services/{name}")
+async def change(
+    name: str,
+    body: service_schemas.ServiceChanges,
+    caller: Member,
+    context: Context,
+    tenant: str | None = None,
+) -> service_schemas.ServiceOut:
+    """Change how a service is scaled; for an operator also who may call it."""
+    view = await services.change_service(
+        context.store,
+        context.clock,
+        context.settings,
+        caller,
+        name,
+        scaling=body.scaling,
+        shared=body.shared,
+        tenant=tenant,
+    )
+    context.nudge.nudge()
+    return service_schemas.ServiceOut.of(view)
+
+
+@router.post("/services/{name}/promote")
+async def promote(name: str, caller: Member, context: Context) -> service_schemas.ServiceOut:
+    """Let the canary take over all requests."""
+    view = await services.promote_service(context.store, context.clock, caller, name)
+    context.nudge.nudge()
+    return service_schemas.ServiceOut.of(view)
+
+
+@router.post("/services/{name}/rollback")
+async def roll_back(name: str, caller: Member, context: Context) -> service_schemas.ServiceOut:
+    """Withdraw what is to take over; if nothing is, deploy anew what ran before."""
+    view = await services.roll_back_service(context.store, context.clock, caller, name)
+    context.nudge.nudge()
+    return service_schemas.ServiceOut.of(view)
 
 
 @router.delete("/services/{name}", status_code=202)
@@ -68,7 +114,7 @@ async def delete(name: str, caller: Member, context: Context) -> dict[str, str]:
     """Let a service end."""
     service = await services.delete_service(context.store, context.clock, caller, name)
     context.nudge.nudge()
-    return {"id": service.id, "name": service.name, "status": service.status, "target": service.target}
+    return {"id": service.id, "name": service.name, "target": service.target}
 
 
 @router.post("/services/{name}/predict")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NODE_ID_LABEL = "ray.io/node-id"
 LEASE_LABEL = "lease"
+REVISION_LABEL = "revision"
 FARM_LABEL = "farm"
 CONTROL = "control"
 HEAD_RESOURCE = "node:__internal_head__"
@@ -131,7 +132,7 @@ class ControlScope:
     label = (FARM_LABEL, CONTROL)
 
     def place(self, work: Work) -> Placed:
-        """Add `farm=control` to work that names no lease, node, host or placement group."""
+        """Add `farm=control` to work that names no lease, service, node, host or placement group."""
         names_place = (
             work.affinity is not None
             or work.in_group
@@ -151,8 +152,9 @@ class ControlScope:
 
 
 def _names_place(selector: Labels | None) -> bool:
-    """Say whether a selector already chooses a lease, a node or the control plane."""
-    return bool(selector) and not {LEASE_LABEL, FARM_LABEL, NODE_ID_LABEL}.isdisjoint(selector or ())
+    """Say whether a selector already chooses a lease, a service's leases, a node or the control plane."""
+    places = {LEASE_LABEL, REVISION_LABEL, FARM_LABEL, NODE_ID_LABEL}
+    return bool(selector) and not places.isdisjoint(selector or ())
 
 
 def _node_named_by(selector: Labels | None) -> str | None:

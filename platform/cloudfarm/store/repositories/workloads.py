@@ -1,10 +1,10 @@
-"""Jobs and services."""
+"""Jobs, services and their revisions."""
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete
+from sqlalchemy import delete, func, select
 
-from cloudfarm.domain.workload import Job, Service
+from cloudfarm.domain.workload import Job, Revision, Service
 from cloudfarm.errors import ConflictError, NotFoundError
 from cloudfarm.store import rows
 from cloudfarm.store.records import Records
@@ -90,6 +90,14 @@ class SqlServices:
             raise NotFoundError(f"there is no service {name}")
         return found
 
+    async def find_shared(self, name: str) -> Service:
+        """Return the oldest live service of that name that is open to all tenants."""
+        table = rows.services
+        found = await self.records.oldest_first(table.c.name == name, table.c.shared, rows.OPEN_SERVICES)
+        if not found:
+            raise NotFoundError(f"there is no service {name}")
+        return found[0]
+
     async def list(self, *, tenant: str | None = None, open_only: bool = False) -> Sequence[Service]:
         """Return services oldest first."""
         where = [] if tenant is None else [rows.services.c.tenant == tenant]
@@ -100,3 +108,37 @@ class SqlServices:
     async def update(self, service: Service) -> None:
         """Store changed fields other than ``status``, guarded by the version."""
         await self.records.update(service, step=False)
+
+
+class SqlRevisions:
+    """See :class:`cloudfarm.ports.RevisionRepository`."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.records = Records(transaction, rows.revisions, Revision, "revision")
+
+    async def add(self, revision: Revision) -> None:
+        """Store a new revision."""
+        taken = f"{revision.tenant} has a revision {revision.number} of {revision.name} already"
+        await self.records.insert(revision, taken=taken)
+
+    async def get(self, revision_id: str) -> Revision:
+        """Return a revision."""
+        return await self.records.get(revision_id)
+
+    async def last_number(self, tenant: str, name: str) -> int:
+        """Return the highest number of a tenant's revisions of that name."""
+        table = rows.revisions
+        query = select(func.max(table.c.number)).where(table.c.tenant == tenant, table.c.name == name)
+        return (await self.records.transaction.read(query)).scalar_one() or 0
+
+    async def list(self, *, service_id: str | None = None, open_only: bool = False) -> Sequence[Revision]:
+        """Return revisions oldest first."""
+        where = [] if service_id is None else [rows.revisions.c.service_id == service_id]
+        if open_only:
+            where.append(rows.OPEN_REVISIONS)
+        table = rows.revisions
+        return await self.records.list(*where, by=(table.c.created_ms, table.c.number, table.c.id))
+
+    async def update(self, revision: Revision) -> None:
+        """Store changed fields other than ``status``, guarded by the version."""
+        await self.records.update(revision, step=False)

@@ -1,0 +1,47 @@
+"""How many replicas a service should have, from what it is asked."""
+
+from cloudfarm.domain.load import WINDOW_MS, Load, LoadReport
+from cloudfarm.domain.workload import Revision, Service
+
+SILENT_MS = 10_000
+"""After so long without a word from the front door nothing is known of the load."""
+
+
+def is_fresh(report: LoadReport | None, now_ms: int) -> bool:
+    """Whether a report tells of now."""
+    return report is not None and now_ms - report.at_ms <= SILENT_MS
+
+
+def wanted_replicas(
+    service: Service, revision: Revision, report: LoadReport | None, now_ms: int, *, at_least: int = 0
+) -> int:
+    """Return how many replicas a revision should have.
+
+    As many as the peak of the last 30 seconds needs with ``target_load`` requests on each: more at once, fewer only
+    when the peak has passed, and none once nobody has asked for ``idle_ms``. What is not known shrinks nothing.
+
+    Args:
+        service: its settings.
+        revision: what runs, or is to.
+        report: what all services are asked; None if nothing is known of it.
+        now_ms: the time.
+        at_least: fewer are not wanted, whatever the load.
+    """
+    least = max(service.min_replicas, at_least)
+    present = revision.replicas
+    if report is None:
+        return _within(present, least, service.max_replicas)
+    load = report.loads.get(service.id, Load())
+    peak = load.peak * revision.canary_percent if revision.canary_percent else load.peak * 100
+    needed = -(-peak // (100 * service.target_load))
+    if now_ms - report.since_ms < WINDOW_MS:
+        needed = max(needed, present)
+    idle_since_ms = max(load.last_request_ms, report.since_ms, revision.started_ms or revision.created_ms)
+    asleep = present == 0 and load.peak == 0
+    if not asleep and now_ms - idle_since_ms < service.idle_ms:
+        needed = max(needed, 1)
+    return _within(needed, least, service.max_replicas)
+
+
+def _within(replicas: int, least: int, most: int) -> int:
+    return max(least, min(replicas, max(least, most)))
