@@ -218,7 +218,7 @@ class Meter:
             self.journal.close_batch()  # only then: one that the store does not take must not become many
         for batch in self.journal.waiting():
             # In a thread: what a farm that was killed has left may be long.
-            rows = await asyncio.to_thread(lambda batch=batch: by_minute(self.journal.read(batch)))
+            rows = await asyncio.to_thread(self._rows, batch)
             try:
                 async with self.store.begin() as uow:
                     await uow.served.append(batch, rows)
@@ -230,6 +230,9 @@ class Meter:
                 self._settle(rows)
             else:
                 self._recount = True  # another process counted it
+
+    def _rows(self, batch: str) -> Sequence[Note]:
+        return by_minute(self.journal.read(batch))
 
     def _settle(self, rows: Sequence[Note]) -> None:
         for note in rows:
