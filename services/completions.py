@@ -5,7 +5,7 @@ In a Serve config::
     applications:
       - name: chat
         import_path: services.completions:app
-        args: {model_uri: /models/smollm2-135m-instruct, ray_actor_options: {num_gpus: 1}}  # else on CPU
+        args: {model_uri: /models/smollm2-135m-instruct}
         route_prefix: null
 
 and from Python: ``serve.get_app_handle("chat").options(stream=True).generate.remote(generation)``; ``describe``
@@ -27,19 +27,9 @@ class CompletionsArgs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     model_uri: str
     """Path or URI of a model bundle."""
-    num_replicas: int = 1
-    ray_actor_options: dict[str, Any] = {}
-    """What each replica needs, and where it must run."""
 
 
 def app(args: dict[str, Any]) -> Application:
     """Return the application for ``args`` (see ``CompletionsArgs``)."""
     wanted = CompletionsArgs.model_validate(args)
-    deployment = serve.deployment(
-        CompletionsReplica,
-        name="Completions",
-        max_ongoing_requests=100,
-        num_replicas=wanted.num_replicas,
-        ray_actor_options=wanted.ray_actor_options,
-    )
-    return deployment.bind(model_uri=wanted.model_uri)
+    return serve.deployment(CompletionsReplica, name="Model").bind(model_uri=wanted.model_uri)
