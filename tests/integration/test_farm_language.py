@@ -1,0 +1,178 @@
+"""A real language model in a lease, asked through the front door by the stock OpenAI client."""
+
+import time
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from .conftest import RunningFarm, Tenant, until
+
+pytestmark = [pytest.mark.farm, pytest.mark.timeout(600)]
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def client_of(farm: RunningFarm, secret: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{farm.url}/v1", api_key=secret, max_retries=0, timeout=120)
+
+
+def key(tenant: Tenant, **more: object) -> dict:
+    with tenant.client as client:
+        return client.post("/v1/keys", {"user": "app", **more})
+
+
+def served(tenant: Tenant, key_id: str) -> dict:
+    with tenant.client as client:
+        return client.get("/v1/usage")["served"]["by_key"].get(key_id, {})
+
+
+@pytest.fixture(scope="module")
+def chat(farm: RunningFarm, tenants: tuple[Tenant, Tenant]) -> Iterator[dict]:
+    """A service of the first tenant's that answers with SmolLM2."""
+    univ = tenants[0]
+    job = univ.start_job(
+        "python",
+        "-m",
+        "cloudfarm.training.default_models",
+        "smollm2",
+        metadata={"gpus": "0", "memory": "5GiB"},
+    )
+    ended = univ.wait_job(job, timeout_s=300)
+    assert ended["status"] == "SUCCEEDED", ended["message"] + univ.logs(job)[-2000:]
+    with univ.client as client:
+        ask = {"model": "smollm2-135m-instruct", "name": "chat", "gpus": "0.5", "memory": "5GiB"}
+        client.post("/v1/services", ask)
+        found = until(
+            lambda: (found := client.get("/v1/services/chat"))["status"] in ("RUNNING", "FAILED") and found,
+            "the language model",
+            300,
+        )
+        assert found["status"] == "RUNNING", found["message"]
+        yield found
+    univ.release_all()
+
+
+def test_the_stock_client_gets_whole_and_streamed_answers_and_each_token_is_charged(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], chat: dict
+) -> None:
+    made = key(tenants[0], services=["chat"])
+    client = client_of(farm, made["secret"])
+    assert [model.id for model in client.models.list()] == ["chat"]
+
+    whole = client.chat.completions.create(model="chat", messages=QUESTION, temperature=0, max_tokens=40)
+    text = whole.choices[0].message.content
+    assert "Paris" in text
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+
+    stream = client.chat.completions.create(
+        model="chat",
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=40,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage == whole.usage
+
+    more = client.completions.create(model="chat", prompt="1, 2, 3, 4,", temperature=0, max_tokens=8)
+    assert "5" in more.choices[0].text
+    tokens = 2 * whole.usage.completion_tokens + more.usage.completion_tokens
+    used = until(
+        lambda: (found := served(tenants[0], made["id"])).get("completion_tokens") == tokens and found,
+        "the ledger",
+        20,
+    )
+    assert used["requests"] == 3
+    assert used["prompt_tokens"] == 2 * whole.usage.prompt_tokens + more.usage.prompt_tokens
+    assert used["milli_gpu_ms"] > 0
+
+
+def test_who_leaves_early_stops_the_engine_and_pays_for_what_was_sent(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], chat: dict
+) -> None:
+    made = key(tenants[0])
+    client = client_of(farm, made["secret"])
+    stream = client.chat.completions.create(
+        model="chat", messages=QUESTION, max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+    )
+    taken = 0
+    for _ in stream:
+        taken += 1
+        if taken == 6:
+            break
+    stream.close()
+    first = until(lambda: served(tenants[0], made["id"]), "the ledger", 20)
+    # Nothing of it goes on: the next one has the engine for itself, and the ledger stands still.
+    client.chat.completions.create(model="chat", messages=QUESTION, max_tokens=1)
+    last = until(
+        lambda: (found := served(tenants[0], made["id"]))["requests"] == 2 and found, "the second request", 20
+    )
+    assert taken - 1 <= first["completion_tokens"] < 400
+    assert last["completion_tokens"] == first["completion_tokens"] + 1
+
+
+def test_what_is_wrong_is_told_in_openais_shape_and_others_see_nothing(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], chat: dict
+) -> None:
+    client = client_of(farm, key(tenants[0])["secret"])
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "go " * 9000}])
+    assert too_long.value.code == "context_length_exceeded"
+    stranger = client_of(farm, key(tenants[1])["secret"])
+    assert list(stranger.models.list()) == []
+    with pytest.raises(openai.NotFoundError) as hidden:
+        stranger.chat.completions.create(model="chat", messages=QUESTION)
+    with pytest.raises(openai.NotFoundError) as missing:
+        stranger.chat.completions.create(model="no-such", messages=QUESTION)
+    assert str(hidden.value).replace("chat", "no-such") == str(missing.value)
+    limited = client_of(farm, key(tenants[0], requests_per_minute=1)["secret"])
+    limited.completions.create(model="chat", prompt="Hello", max_tokens=1)
+    with pytest.raises(openai.RateLimitError) as limit:
+        limited.completions.create(model="chat", prompt="Hello", max_tokens=1)
+    assert int(limit.value.response.headers["Retry-After"]) >= 1
+
+
+def test_a_revoked_key_is_refused_within_a_second(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], chat: dict
+) -> None:
+    made = key(tenants[0])
+    client = client_of(farm, made["secret"])
+    client.completions.create(model="chat", prompt="Hello", max_tokens=1)
+    with tenants[0].client as owner:
+        owner.delete(f"/v1/keys/{made['id']}")
+    time.sleep(1)  # the promise
+    with pytest.raises(openai.AuthenticationError):
+        client.completions.create(model="chat", prompt="Hello", max_tokens=1)
+
+
+def test_the_engine_runs_in_its_lease_and_nowhere_else(farm: RunningFarm, chat: dict) -> None:
+    (lease,) = chat["leases"]
+    engines = set(farm.processes("VLLM_NO_USAGE_STATS=1")) & set(farm.leftovers())
+    assert engines
+    assert engines <= set(farm.processes(f"CLOUDFARM_LEASE={lease}"))
+
+
+def test_an_embedding_service_has_its_own_kind(farm: RunningFarm, tenants: tuple[Tenant, Tenant]) -> None:
+    solar = tenants[1]
+    job = solar.start_job(
+        "python", "-m", "cloudfarm.training.default_models", "minilm", metadata={"gpus": "0"}
+    )
+    assert solar.wait_job(job)["status"] == "SUCCEEDED", solar.logs(job)[-2000:]
+    with solar.client as client:
+        client.post("/v1/services", {"model": "all-minilm-l6-v2", "name": "embed", "gpus": "0.25"})
+        until(lambda: client.get("/v1/services/embed")["status"] == "RUNNING", "the embedder", 200)
+    made = client_of(farm, key(solar)["secret"]).embeddings.create(
+        model="embed", input=["A wind turbine", "A windmill", "Tax law"]
+    )
+    turbine, windmill, law = (each.embedding for each in made.data)
+
+    def alike(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    assert alike(turbine, windmill) > alike(turbine, law) + 0.2
+    assert httpx.get(f"{farm.url}/v1/models").status_code == 401
+    solar.release_all()
