@@ -104,7 +104,8 @@ class CompletionsReplica(Completions):
 
     def __del__(self) -> None:
         """Close; Serve calls this when the replica ends, and only once it answers nothing any more."""
-        if hasattr(self, "_prompts"):  # it was opened
+        if hasattr(self, "_prompts"):  # it was opened, and not closed yet
+            del self._prompts
             self.close()
 
 

@@ -16,15 +16,18 @@ class TextStream:
     Args:
         decode: gives the text of tokens.
         stop: texts at which the answer ends; of several it ends at the one that is complete first.
+        prompt: the tokens before the answer.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), prompt: Sequence[int] = ()
+    ) -> None:
         self._decode = decode
         self._stop = stop
-        self._tokens: list[int] = []
         # Decoding begins a little before the new tokens: how a token reads may depend on the one before.
+        self._tokens = list(prompt[-_MOST_HELD:])
         self._context_at = 0
-        self._read_to = 0
+        self._read_to = len(self._tokens)
         self._held = ""
         self.stopped = False
 

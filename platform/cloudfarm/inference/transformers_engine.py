@@ -190,7 +190,13 @@ class TransformersEngine:
                 generator = torch.Generator(self._device).manual_seed((request.sampling.seed + index) % 2**63)
             own = cache if index == 0 else copy.deepcopy(cache)
             choices.append(
-                _Choice(index, TextStream(self._decode, request.sampling.stop), generator, own, logits)
+                _Choice(
+                    index,
+                    TextStream(self._decode, request.sampling.stop, request.prompt),
+                    generator,
+                    own,
+                    logits,
+                )
             )
         return choices
 

@@ -133,6 +133,7 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM's processes."""
         self._engine.shutdown()
+        del self._engine  # its own finalizer would fail when the interpreter ends
 
     async def _load(self, adapter: LocalAdapter) -> LoRARequest:
         lora = LoRARequest(str(adapter.number), adapter.number, str(adapter.folder))
