@@ -192,6 +192,18 @@ async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over
     assert (refused.value.data["limit"], refused.value.data["used"]) == ("limit_tokens_per_month", 100)
 
 
+async def test_a_new_limit_counts_what_was_handed_over_once(meter):
+    use = meter.begin(route())
+    use.count(prompt_tokens=40)
+    await meter.step()
+    await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=41)))
+    await meter.refresh()
+    meter.begin(route()).count(completion_tokens=1)
+    with pytest.raises(TooManyError) as refused:
+        meter.begin(route())
+    assert refused.value.data["used"] == 41
+
+
 async def test_another_month_begins_at_nothing(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
     await meter.refresh()

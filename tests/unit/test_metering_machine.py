@@ -16,11 +16,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-from cloudfarm.domain.served import Used
-from cloudfarm.domain.tenant import CredentialKind, Tenant
+from cloudfarm.domain.served import Account, Note, Used
+from cloudfarm.domain.tenant import UNLIMITED, CredentialKind, Limits, Tenant
 from cloudfarm.errors import CloudfarmError, UnavailableError
 from cloudfarm.testing.clock import ManualClock
-from cloudfarm.testing.factories import add, look, make_credential, make_service
+from cloudfarm.testing.factories import add, keep, look, make_credential, make_service
 from cloudfarm.testing.memory_journal import JournalFolder, MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore, MemoryUnitOfWork
 from cloudfarm.usecases.metering import Meter, Use
@@ -170,6 +170,26 @@ class MeteringMachine(RuleBasedStateMachine):
         self.try_step()
         self.the_front_door_is_killed()
 
+    @rule(key_id=st.sampled_from(sorted(KEYS)), tokens=st.integers(1, 100))
+    def another_front_door_that_was_still_there_is_killed(self, key_id, tokens):
+        """It leaves what it noted since this one began."""
+        other = MemoryJournal(self.folder)
+        account = Account(KEYS[key_id], key_id, "s1", "kaist", "s1", "", "chat")
+        now_ms = self.clock.now_ms()
+        other.append([Note(account, now_ms, now_ms, Used(requests=1, prompt_tokens=tokens))])
+        other.close()
+        self.noted[key_id].update(requests=1, prompt_tokens=tokens)
+
+    @precondition(lambda self: not self.store.fault)
+    @rule(key_id=st.sampled_from(sorted(KEYS)))
+    def a_limit_is_lifted_and_set_again(self, key_id):
+        for limits in (UNLIMITED, Limits(tokens_per_month=10**12)):
+            self.runner.run(
+                keep(self.store, lambda uow, limits=limits: uow.credentials.limit(key_id, limits))
+            )
+            self.runner.run(self.meter.refresh())
+            self.try_step()
+
     def ledger(self):
         return self.runner.run(look(self.store, lambda uow: uow.served.days()))
 
@@ -190,7 +210,8 @@ class MeteringMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_months_budget_counts_everything(self):
-        if not self.meter._ready or self.meter._recount:
+        left = [batch for batch in self.folder.batches if not self.journal.is_own(batch)]
+        if not self.meter._ready or self.meter._recount or left:
             return
         wanted = {key_id: tokens(self.noted[key_id]) + tokens(self.kept[key_id]) for key_id in KEYS}
         for each in self.running:

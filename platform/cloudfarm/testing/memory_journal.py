@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from uuid import uuid4
 
 from cloudfarm.domain.served import Note
 from cloudfarm.errors import StorageFullError
@@ -14,6 +13,8 @@ class JournalFolder:
 
     batches: dict[str, list[Note]] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    journals: int = 0
+    """How many have been opened here."""
 
 
 @dataclass(slots=True)
@@ -23,10 +24,15 @@ class MemoryJournal:
     folder: JournalFolder = field(default_factory=JournalFolder)
     full: bool = False
     """Refuse every note."""
-    id: str = field(default_factory=lambda: uuid4().hex)
+    id: str = ""
     _batches: int = 0
     _open: str | None = None
     _waiting: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Take a name that no other here has."""
+        self.folder.journals += 1
+        self.id = f"journal{self.folder.journals}"
 
     def append(self, notes: Sequence[Note]) -> None:
         """Keep notes."""
