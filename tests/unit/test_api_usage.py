@@ -43,7 +43,8 @@ async def call_of_another_tenant(door: FrontDoor):
             tenant="beta",
             key_id="c-beta-key",
             service=service,
-            app_name=service.app_name,
+            app_name="alpha.talk.1",
+            milli_gpus=service.milli_gpus,
             model="talk:secret",
             kind="causal-lm",
         )
@@ -165,7 +166,7 @@ async def test_projects_are_seen_by_the_services_own_tenant_only(door: FrontDoor
     async with door.store.begin(write=False) as uow:
         service = await uow.services.find("alpha", "gust")
     for tenant in ("alpha", "beta"):
-        names = {"app_name": "", "model": "gust", "kind": "windpower-forecaster"}
+        names = {"app_name": "", "model": "gust", "kind": "windpower-forecaster", "milli_gpus": 0}
         door.meter.begin(Route(tenant=tenant, key_id=f"c-{tenant}-key", service=service, **names)).end()
     assert {each["project"] for each in (await served(door, "alpha.viewer"))["lines"]} == {"secret"}
     assert {each["project"] for each in (await served(door, "beta.viewer"))["lines"]} == {""}

@@ -24,7 +24,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "domain": {"domain", "errors"},
     "errors": set(),
     "clock": set(),
-    "ports": {"domain", "errors"},
+    "ports": {"domain", "errors", "ports"},
     "settings": {"pydantic", "pydantic_settings"},
     # Of the past: what of it decisions look back at, and what forecasts learn from it.
     "steward": {*CORE, "steward", "scheduler.history", "scheduler.calibration"},

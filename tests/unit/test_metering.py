@@ -1,7 +1,6 @@
 """The meter: who is let in, and what is noted of it. Under all kinds of faults: ``test_metering_machine.py``."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -17,13 +16,18 @@ from cloudfarm.usecases.metering import MOST_AT_ONCE, Meter
 from cloudfarm.usecases.routing import Route
 
 CHAT = make_service("s1", name="chat", tenant="kaist", project="wind")
-"""Two replicas of half a GPU."""
 
 
-def route(key_id="k1", service=CHAT):
-    app_name = service.app_name
+def route(key_id="k1", service=CHAT, milli_gpus=1000):
+    """Return a way to a service of two replicas of half a GPU."""
     return Route(
-        tenant="snu", key_id=key_id, service=service, app_name=app_name, model="chat:mine", kind="causal-lm"
+        tenant="snu",
+        key_id=key_id,
+        service=service,
+        app_name="kaist.chat.1",
+        model="chat:mine",
+        kind="causal-lm",
+        milli_gpus=milli_gpus,
     )
 
 
@@ -105,8 +109,8 @@ async def test_requests_at_once_share_the_services_gpus(meter):
 
 
 async def test_services_do_not_share(meter):
-    other = make_service("s2", name="other", tenant="kaist", replicas=1)
-    uses = [meter.begin(route()), meter.begin(route(service=other))]
+    other = make_service("s2", name="other", tenant="kaist")
+    uses = [meter.begin(route()), meter.begin(route(service=other, milli_gpus=500))]
     meter.clock.advance(1000)
     for use in uses:
         use.end()
@@ -118,7 +122,7 @@ async def test_services_do_not_share(meter):
 async def test_more_replicas_count_from_the_next_request_on(meter):
     first = meter.begin(route())
     meter.clock.advance(1000)
-    second = meter.begin(route(service=replace(CHAT, replicas=4)))
+    second = meter.begin(route(milli_gpus=2000))
     second.end()
     meter.clock.advance(1000)
     first.end()

@@ -236,7 +236,13 @@ class MeteringMachine(RuleBasedStateMachine):
 
 def route(key_id, service):
     return Route(
-        tenant=KEYS[key_id], key_id=key_id, service=service, app_name="", model="chat", kind="causal-lm"
+        tenant=KEYS[key_id],
+        key_id=key_id,
+        service=service,
+        app_name="",
+        model="chat",
+        kind="causal-lm",
+        milli_gpus=1000,
     )
 
 

@@ -113,7 +113,7 @@ async def test_the_parameters_arrive_in_the_farms_words(door: FrontDoor):
     )
     assert answer.status_code == 200, answer.text
     ((app, request),) = door.inference.generations
-    assert app == "alpha.talk"
+    assert app == "alpha.talk.1"
     assert request.sampling == Sampling(7, 0.0, 0.5, -2.0, 1.5, ("\n", "END"), -3, 2, ignore_eos=True)
     assert request.messages == (
         Message("system", "be brief"),

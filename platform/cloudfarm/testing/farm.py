@@ -178,6 +178,9 @@ class MemoryFarm:
                 await uow.services.add(replace(service, current_id=f"r-{name}-1"))
             else:
                 service = await uow.services.find(tenant, name)
+                for each in await uow.revisions.list(service_id=service.id, open_only=True):
+                    if each.id != service.current_id and each.target is Target.RUN:
+                        await uow.revisions.update(each.leave(now_ms, f"gave way to revision {number}"))
             await uow.revisions.add(
                 Revision(
                     f"r-{name}-{number}",

@@ -95,7 +95,7 @@ class Gate:
         found = await self._look_up(secret, model, what)
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
-        self._known[who] = self.clock.now_ms(), found
+        self._known[who] = now_ms, found
         return self._pick(found)
 
     def _pick(self, ways: _Ways) -> Route:

@@ -1,23 +1,17 @@
-"""The seams of the farm: what the core needs of the world. Each has a real implementation and a shipped fake.
+"""The farm's records. ``store`` implements these; ``testing`` has the fake."""
 
-``store`` implements :class:`UnitOfWork` and its repositories, ``raylayer`` implements the rest.
-Every method may raise :class:`~cloudfarm.errors.CloudfarmError`; what else it raises is a bug.
-"""
-
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from cloudfarm.domain.generation import Embeddings, Generation, Piece
-from cloudfarm.domain.host import Host, NodeMeter
-from cloudfarm.domain.lease import Lease, Slice
+from cloudfarm.domain.host import Host
+from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.ledger import LedgerEntry
-from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.quota import Quota
 from cloudfarm.domain.served import DayUse, Note
 from cloudfarm.domain.status import Event, Transition
 from cloudfarm.domain.tenant import Credential, Limits, Tenant
-from cloudfarm.domain.workload import Deployment, Job, ModelVersion, RayJob, Revision, ServeApp, Service
+from cloudfarm.domain.workload import Job, ModelVersion, Revision, Service
 
 
 class TenantRepository(Protocol):
@@ -358,166 +352,3 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Let go of every connection."""
-
-
-class Hosts(Protocol):
-    """The farm's hosts through their agents."""
-
-    async def observe(self) -> Sequence[Host]:
-        """Return every known host with its nodes; one whose agent does not answer in time has ``reachable=False``."""
-
-    async def start_node(
-        self, piece: Slice, *, tenant: str, epoch: int, labels: Mapping[str, str], env: Mapping[str, str]
-    ) -> None:
-        """Order a lease node; returns once the order is taken. Idempotent by the slice's name.
-
-        Raises:
-            FencedError: if the host has seen a newer epoch.
-            HostError: if the host cannot.
-        """
-
-    async def drain_node(
-        self, host: str, node_id: str, *, deadline_ms: int, epoch: int, message: str
-    ) -> None:
-        """Tell Ray (and through it Ray Train) that the node goes away at the deadline."""
-
-    async def kill_node(self, host: str, name: str, *, epoch: int) -> NodeMeter | None:
-        """Kill a lease node with everything in it and return, when nothing is left, what it used. Idempotent.
-
-        None stands for a node that was gone already or cannot be metered.
-        """
-
-    async def read_log(self, host: str, name: str, file: str, *, max_bytes: int) -> bytes:
-        """Return the end of a file of the node's Ray log folder, until the node is killed; raises NotFoundError."""
-
-
-class RayJobs(Protocol):
-    """The cluster's own Jobs API, behind the front door."""
-
-    async def submit(self, job: Job, *, env: Mapping[str, str], label_selector: Mapping[str, str]) -> None:
-        """Submit under ``job.ray_id``; a second time changes nothing."""
-
-    async def list(self) -> Mapping[str, RayJob]:
-        """Return every submitted job by ray_id."""
-
-    async def stop(self, ray_id: str) -> bool:
-        """Ask Ray to stop a job; False if it was over; raises NotFoundError."""
-
-    async def delete(self, ray_id: str) -> None:
-        """Make Ray forget an ended job, if it knows it; raises ConflictError for one that runs."""
-
-
-class Serving(Protocol):
-    """Ray Serve's one configuration."""
-
-    async def open(self) -> None:
-        """Make Serve run the farm's own application if it runs nothing yet, without waiting for the first look."""
-
-    async def apply(self, deployments: Sequence[Deployment]) -> None:
-        """Make Serve run the farm's own application and exactly these.
-
-        Unchanged ones are not touched. Of one whose number of replicas alone has changed, the others go on; a replica
-        that is to go answers first what it was asked.
-        """
-
-    async def apps(self) -> Mapping[str, ServeApp]:
-        """Return every application by name."""
-
-
-class Watch(Protocol):
-    """Finds and stops tenants' work outside their leases."""
-
-    async def sweep(self, leases: Sequence[Lease]) -> Sequence[Event]:
-        """Stop everything that runs where it should not, and say what and why."""
-
-
-class Artifacts(Protocol):
-    """Files of the farm and its tenants on the artifact store. Paths are ``/``-joined parts under one root."""
-
-    def uri(self, *parts: str) -> str:
-        """Return where the parts lie, as a URI or path that pyarrow.fs and Ray Train understand on every host."""
-
-    async def write(self, *parts: str, data: AsyncIterator[bytes], max_bytes: int) -> int:
-        """Store a file whole or not at all and return its size; raises TooLargeError, StorageFullError."""
-
-    async def read(self, *parts: str) -> bytes:
-        """Return a file; raises NotFoundError."""
-
-    async def exists(self, *parts: str) -> bool:
-        """Whether there is such a file."""
-
-    async def modified_ms(self, *parts: str) -> int | None:
-        """Return when a file was last written, or None if there is no such file."""
-
-    async def list(self, *parts: str) -> Sequence[str]:
-        """Return the names in a folder, sorted; empty if there is none."""
-
-    async def delete(self, *parts: str) -> None:
-        """Remove a file or folder; missing is fine."""
-
-
-class UsageJournal(Protocol):
-    """Notes of what callers use, until the ledger has them. They outlive the process that wrote them.
-
-    Notes come in batches, each of which is handed over once, whole, under its own name. Several processes may have
-    journals in the same place; none sees a batch of another that lives.
-    """
-
-    def append(self, notes: Sequence[Note]) -> None:
-        """Write notes into the open batch, all or none of them; raises UnavailableError, StorageFullError."""
-
-    def close_batch(self) -> None:
-        """Let the open batch, if there is one, wait for its hand-over; the next note opens another."""
-
-    def waiting(self) -> Sequence[str]:
-        """Return the names of the batches that wait, those that a dead process left too."""
-
-    def is_own(self, batch: str) -> bool:
-        """Whether this journal has written the batch, not one before it."""
-
-    def read(self, batch: str) -> Sequence[Note]:
-        """Return the notes of a waiting batch; what cannot be read of it is left out, and logged."""
-
-    def drop(self, batch: str) -> None:
-        """Forget a waiting batch that was handed over."""
-
-    def close(self) -> None:
-        """Leave everything to whoever opens the journal next."""
-
-
-class LiveLogs(Protocol):
-    """The log of a job that Ray is running."""
-
-    def tail(self, job: Job) -> AsyncIterator[str]:
-        """Yield the log's text from its beginning until Ray closes it; raises UnavailableError when cut off."""
-
-    async def read(self, job: Job) -> str:
-        """Return the log so far."""
-
-
-class Inference(Protocol):
-    """Calls a service's replicas."""
-
-    async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
-        """Return the service's answer; raises InvalidInputError for what the service refuses, UnavailableError else."""
-
-    def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
-        """Yield the answer as it is made; closing the generator (``aclose``) stops the work in the engine.
-
-        Raises:
-            InvalidInputError: for what the engine refuses, with ``param`` and ``openai_code`` in its data.
-            UnavailableError: if no replica answers, or one dies on the way.
-        """
-
-    async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
-        """Return the texts' vectors; raises as :meth:`generate`."""
-
-
-class Nudge(Protocol):
-    """Tells the steward what it cannot see, and wakes it, so that it acts now and not at its next tick."""
-
-    def nudge(self) -> None:
-        """Wake it; never blocks and never fails (the next tick comes anyway)."""
-
-    def report(self, report: LoadReport) -> None:
-        """Say how much services are asked; likewise."""
