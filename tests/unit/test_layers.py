@@ -45,11 +45,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # What the thin jobs and services call: usable under plain Ray, without a farm.
     "training": {
         "training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "transformers",
+        "peft",
     },
     # Of the domain the words in which a language model is asked.
     "inference": {
-        "inference", "training", "domain.generation", "errors", "ray", "torch", "numpy", "pydantic", "safetensors",
-        "transformers", "peft", "vllm", "jinja2",
+        "inference", "training", "domain.generation", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic",
+        "safetensors", "transformers", "peft", "vllm", "jinja2",
     },
     # The decisions on a virtual clock; of the live farm what decides, and its past from the store.
     "simulate": {"domain", "errors", "ports", "scheduler", "steward", "simulate", "numpy", "matplotlib"},
@@ -95,7 +96,7 @@ ONLY_IN: Mapping[str, set[str]] = {
 
 OUTSIDE: Mapping[str, set[str]] = {
     "services": {"services", "api", "container", "inference", "errors", "ray", "pydantic"},
-    "jobs": {"jobs", "training", "errors", "ray", "pydantic"},
+    "jobs": {"jobs", "training", "inference", "errors", "ray", "pydantic"},
 }
 """The folders beside ``platform/``: thin."""
 

@@ -34,11 +34,11 @@ def pinned(tmp_path, monkeypatch):
     outer.parent.mkdir()
     with zipfile.ZipFile(outer, "w") as archive:
         archive.writestr(datasets._ZIP, inner.getvalue())
-    wheel = Wheel("openoa==3.2", outer.name, outer.stat().st_size, datasets._sha256(outer))
+    wheel = Wheel("openoa==3.2", outer.name, outer.stat().st_size, datasets.sha256_of(outer))
     monkeypatch.setattr(datasets, "OPENOA", wheel)
     csv_file = tmp_path / "csv"
     csv_file.write_bytes(csv)
-    monkeypatch.setattr(datasets, "_CSV_SHA256", datasets._sha256(csv_file))
+    monkeypatch.setattr(datasets, "_CSV_SHA256", datasets.sha256_of(csv_file))
     return outer
 
 

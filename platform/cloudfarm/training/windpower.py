@@ -9,37 +9,27 @@ import logging
 import tempfile
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
-import pyarrow.fs
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from torch import Tensor
 
-from cloudfarm.errors import CloudfarmError
 from cloudfarm.training import windows
-from cloudfarm.training.bundle import DataCard, Name, resolve
-from cloudfarm.training.datasets import CARD, DatasetCard
+from cloudfarm.training.bundle import Name
 from cloudfarm.training.forecaster import KIND, Forecaster, ForecasterSpec
 from cloudfarm.training.publish import publish_model
+from cloudfarm.training.runs import ResumeError, data_card, one_cycle
 from cloudfarm.training.windows import DataError, Indices, Period, Series
 
 logger = logging.getLogger(__name__)
 
 _STATE = "state.pt"
 _EVALUATION_BATCH = 8192
-
-
-class ResumeError(CloudfarmError):
-    """The run's checkpoint was made with other settings or other data."""
-
-    code: ClassVar[str] = "cannot_resume"
-    status: ClassVar[int] = 409
-    title: ClassVar[str] = "The run cannot be resumed"
 
 
 class TrainingConfig(BaseModel):
@@ -192,7 +182,7 @@ def train(settings: dict[str, Any]) -> None:
         for batch, ends in enumerate(worker.epoch(epoch)):
             done = (epoch + batch / worker.batches_an_epoch) / config.epochs
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _one_cycle(done)
+                group["lr"] = config.learning_rate * one_cycle(done)
             inputs, target = worker.windows(ends)
             loss = (model(inputs) - target).abs().mean() / bare.std[0]
             optimizer.zero_grad(set_to_none=True)
@@ -241,39 +231,6 @@ def publish_best(
         "epochs": int(result.metrics["epoch"]),
         "model": where,
     }
-
-
-def data_card(data: str) -> DataCard:
-    """Return what the data set at ``data`` says of itself, or what little is known when it has no card."""
-    filesystem, path = resolve(data)
-    if filesystem.get_file_info(f"{path}/{CARD}").type == pyarrow.fs.FileType.NotFound:
-        return DataCard(name="unnamed", source=data, licence="unknown")
-    with filesystem.open_input_stream(f"{path}/{CARD}") as stream:
-        try:
-            card = DatasetCard.model_validate_json(stream.read())
-        except ValidationError as bad:
-            raise DataError(f"the card of {data} cannot be read: {bad}") from bad
-    return DataCard(
-        name=card.name,
-        source=card.source,
-        licence=card.licence,
-        attribution=card.attribution,
-        sha256=card.source_sha256,
-    )
-
-
-def _one_cycle(done: float) -> float:
-    """Return the factor of the learning rate when the part ``done`` (0..1) of the run is over: up, then down.
-
-    Linear warm-up over the first fifth, then a half cosine (Loshchilov and Hutter, SGDR, 2017, equation 5, no
-    restart).
-    """
-    warm = 0.2
-    return (
-        max(done, 0.01) / warm
-        if done < warm
-        else 0.5 * (1 + float(np.cos(np.pi * (done - warm) / (1 - warm))))
-    )
 
 
 def _report_with_checkpoint(
