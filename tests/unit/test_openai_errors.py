@@ -228,6 +228,15 @@ async def test_bodies_that_are_none(door: FrontDoor, path, content):
     assert len(answer.content) < 2000
 
 
+@pytest.mark.parametrize("path", BODIES)
+async def test_not_every_wrong_member_is_looked_at(door: FrontDoor, path):
+    """A finding costs microseconds, and a body has room for a hundred thousand."""
+    error = assert_openai_error(
+        await ask(door, path, **{f"a{n}": 1 for n in range(65)}), 400, "invalid_value"
+    )
+    assert "more than 64 members" in error["message"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
