@@ -12,19 +12,26 @@ from cloudfarm.api.middleware import ClientGoneError
 from cloudfarm.errors import CloudfarmError
 
 STALL_S = 60.0
-"""How long a client may take nothing of what is sent before it counts as gone."""
+"""How long a client may take nothing of what is sent before it counts as gone; at most twice as long."""
 
 T = TypeVar("T")
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(
+    receive: Receive, work: Coroutine[Any, Any, T], stalled: Callable[[], bool] = lambda: False
+) -> T:
     """Return what the work returns; when the client goes away first, cancel the work and wait for its end.
+
+    Args:
+        receive: tells of the client.
+        work: is done for it.
+        stalled: asked now and then; a client that has stalled counts as gone.
 
     Raises:
         ClientGoneError: if the client went away.
     """
     doing = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(receive))
+    watching = asyncio.create_task(_gone(receive, stalled))
     try:
         await asyncio.wait((doing, watching), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
@@ -50,10 +57,11 @@ class EventStream(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         self._events = events
         self._tell = tell
+        self._begun = self._sent = self._sent_before = 0
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        await while_connected(receive, self._answer(send))
+        await while_connected(receive, self._answer(send), self._stalled)
 
     async def _answer(self, send: Send) -> None:
         async with aclosing(self._events) as events:
@@ -61,23 +69,35 @@ class EventStream(StreamingResponse):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
-            await _send(send, first)
+            await self._send(send, first)
             try:
                 async for event in events:
-                    await _send(send, event)
+                    await self._send(send, event)
             except CloudfarmError as error:
-                await _send(send, self._tell(error))
+                await self._send(send, self._tell(error))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _send(self, send: Send, body: bytes) -> None:
+        self._begun += 1
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._sent += 1
 
-async def _send(send: Send, body: bytes) -> None:
-    try:
-        async with asyncio.timeout(STALL_S):
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-    except TimeoutError:
-        raise ClientGoneError from None
+    def _stalled(self) -> bool:
+        """Whether something is being sent of which nothing was taken since this was last asked."""
+        stalled = self._begun > self._sent == self._sent_before
+        self._sent_before = self._sent
+        return stalled
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _gone(receive: Receive, stalled: Callable[[], bool]) -> None:
+    """Return when the client has gone away."""
+    while True:
+        try:
+            async with asyncio.timeout(STALL_S):
+                message = await receive()
+        except TimeoutError:
+            if stalled():
+                return
+        else:
+            if message["type"] == "http.disconnect":
+                return

@@ -20,13 +20,16 @@ Measured on two slow cores with 16 streams of 20 pieces a second each: 0.5 ms of
 PIECE_TIMEOUT_S = 300.0
 """How long a replica may take for a piece; the first one waits for the engine to have room."""
 EMBED_TIMEOUT_S = 120.0
+MOST_APPS = 1000
+"""Applications whose handles are kept: each revision of a service is one."""
 
 
 class ServeInference:
     """Implements :class:`cloudfarm.ports.Inference` with Serve's handles; lives in a Serve replica."""
 
     def __init__(self) -> None:
-        self._handles: dict[tuple[str, str], Any] = {}
+        self._handles: dict[str, dict[str, Any]] = {}
+        """By application and method; the application's own one, from which the others have their router, under ""."""
 
     async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
         """Return the service's answer.
@@ -78,13 +81,16 @@ class ServeInference:
     def _handle(self, app_name: str, method: str, *, stream: bool = False) -> Any:
         from ray import serve  # noqa: PLC0415 - only inside a replica
 
-        handle = self._handles.get((app_name, method))
-        if handle is None:
-            handle = serve.get_app_handle(app_name).options(
+        handles = self._handles.get(app_name)
+        if handles is None:
+            if len(self._handles) >= MOST_APPS:
+                self._handles.clear()  # Serve forgets a router that has no handle
+            handles = self._handles[app_name] = {"": serve.get_app_handle(app_name)}
+        if method not in handles:
+            handles[method] = handles[""].options(
                 method_name=method, stream=stream, _by_reference=BY_REFERENCE
             )
-            self._handles[app_name, method] = handle
-        return handle
+        return handles[method]
 
     @contextmanager
     def _told(self, app_name: str) -> Iterator[None]:
@@ -105,8 +111,7 @@ class ServeInference:
 
         log.warning("%s: %s: %s", app_name, type(error).__name__, error)
         if isinstance(error, RayServeException | TimeoutError):  # perhaps it is another application by now
-            for known in [each for each in self._handles if each[0] == app_name]:
-                del self._handles[known]
+            self._handles.pop(app_name, None)
         return UnavailableError(f"service {_name(app_name)} does not answer just now")
 
 
@@ -127,4 +132,4 @@ def _refused(app_name: str, item: object) -> InvalidInputError | UnavailableErro
 
 
 def _name(app_name: str) -> str:
-    return app_name.partition(".")[2]
+    return app_name.split(".")[1]

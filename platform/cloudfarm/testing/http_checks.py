@@ -111,12 +111,13 @@ class FakeClient:
         self._to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._to_app.put_nowait({"type": "http.request", "body": content, "more_body": False})
         self._from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=1)
+        self._gone = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Send the request."""
         self._task = asyncio.create_task(
-            self._app(self._scope, self._to_app.get, self._from_app.put),  # type: ignore[arg-type]
+            self._app(self._scope, self._to_app.get, self._take),  # type: ignore[arg-type]
         )
         return self
 
@@ -132,6 +133,7 @@ class FakeClient:
         """Close the connection, and wait until the application is done with it."""
         if self._task is not None:
             self._to_app.put_nowait({"type": "http.disconnect"})
+            self._gone.set()
             await self.ended()
 
     async def ended(self) -> None:
@@ -139,6 +141,16 @@ class FakeClient:
         task, self._task = self._task, None
         if task is not None:
             await asyncio.wait_for(task, timeout=10)
+
+    async def _take(self, message: Mapping[str, Any]) -> None:
+        """Wait for room; what is sent to a client that has gone is lost, as a server does it."""
+        taken = asyncio.ensure_future(self._from_app.put(dict(message)))
+        gone = asyncio.ensure_future(self._gone.wait())
+        try:
+            await asyncio.wait((taken, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            taken.cancel()
+            gone.cancel()
 
     def cancel(self) -> None:
         """Give the request up on the server's side, as one that is shut down does."""
