@@ -271,6 +271,27 @@ async def test_the_list_of_models(door: FrontDoor):
         assert_openai_error(answer, 404, "model_not_found", param="model")
 
 
+async def test_a_model_that_was_opened_to_all(door: FrontDoor):
+    answer = await door.call(
+        "operator", "PATCH", "/v1/services/talk", params={"tenant": "alpha"}, json={"shared": True}
+    )
+    assert answer.status_code == 200, answer.text
+    async with door.store.begin(write=False) as uow:
+        base = await uow.models.find("alpha", "talk")
+    await door.adapter("dialect", base, tenant="beta")
+    for name in ("talk", "talk:dialect"):
+        assert (await ask(door, who="beta.key", model=name)).status_code == 200
+    assert {app for app, _ in door.inference.generations} == {"alpha.talk.1"}
+    assert_openai_error(await ask(door, model="talk:dialect"), 404, "model_not_found", param="model")
+    listed = await door.call("beta.key", "GET", "/v1/models")
+    owners = {each["id"]: each["owned_by"] for each in listed.json()["data"]}
+    assert owners == {"talk": "farm", "talk:dialect": "beta"}
+    await door.serve("talk", tenant="beta")  # one's own comes first
+    door.clock.advance(500)
+    await ask(door, who="beta.key")
+    assert door.inference.generations[-1][0].startswith("beta.talk.")
+
+
 async def test_a_key_for_some_services_sees_and_calls_those(door: FrontDoor):
     await door.serve("other")
     made = await door.call("alpha.admin", "POST", "/v1/keys", json={"user": "robot", "services": ["other"]})

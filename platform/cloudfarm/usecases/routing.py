@@ -19,6 +19,8 @@ from cloudfarm.usecases.services import find_callable
 
 MOST_KNOWN = 10_000
 """Callers of services that are remembered; with more of them within the time, the store is asked more often."""
+EVERYBODYS = "farm"
+"""Who is named as the owner of a model that was opened to all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class ServedModel:
     id: str
     created_ms: int
     owner: str
-    """The tenant whose it is."""
+    """The caller's tenant, or ``farm`` for what was opened to all: no tenant is told of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ class Gate:
                 current = await uow.revisions.get(service.current_id or "")
                 base = await uow.models.get(current.model_id)
                 if kind_of(base.manifest) in ANSWERED_AS_OPENAI:
-                    found.append(ServedModel(service.name, service.created_ms, service.tenant))
+                    owner = service.tenant if service.tenant == principal.home else EVERYBODYS
+                    found.append(ServedModel(service.name, service.created_ms, owner))
                     found.extend(
                         ServedModel(f"{service.name}:{each.name}", each.created_ms, each.tenant)
                         for each in _adapters(versions, base).values()
