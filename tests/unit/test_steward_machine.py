@@ -31,8 +31,11 @@ class FarmMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.farm = MemoryFarm()
+        self.farm = self.make_farm()
         self.count = 0
+
+    def make_farm(self) -> MemoryFarm:
+        return MemoryFarm()
 
     def do(self, work):
         return self.loop.run_until_complete(work)
@@ -127,8 +130,7 @@ class FarmMachine(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        self.do(self.farm.steward.step())
-        self.do(self.farm.steward.actor.finish())
+        self.do(self.farm.step())
 
     @rule()
     def calm_down_and_settle(self) -> None:

@@ -30,6 +30,8 @@ class FakeServing:
     busy: set[str] = field(default_factory=set)
     """Applications whose replicas have requests to answer: one that is to go stays."""
     down: bool = False
+    seen: Mapping[str, ServeApp] | None = None
+    """What was said last."""
     _replicas: dict[str, list[Replica]] = field(default_factory=dict)
     _specs: dict[str, object] = field(default_factory=dict)
     """What Serve was told of each application that runs."""
@@ -51,7 +53,8 @@ class FakeServing:
         self._check()
         self.move()
         names = {*self._specs, *self._replicas}
-        return {name: self._app(name) for name in sorted(names)}
+        self.seen = {name: self._app(name) for name in sorted(names)}
+        return self.seen
 
     def _app(self, name: str) -> ServeApp:
         replicas = tuple(self._replicas.get(name, ()))

@@ -104,12 +104,17 @@ class MemoryFarm:
         self.steward = self.new_steward()
         await self.steward.take_over()
 
+    async def step(self) -> int:
+        """Let the steward look once, and wait for all that it orders; return how many decisions changed something."""
+        changed = await self.steward.step()
+        await self.steward.actor.finish()
+        return changed
+
     async def settle(self) -> None:
         """Step until nothing changes any more, Serve's replicas included; time stands still."""
         before = None
         for _ in range(MAX_STEPS):
-            changed = await self.steward.step()
-            await self.steward.actor.finish()
+            changed = await self.step()
             replicas = self.serving.replicas()
             if not changed and replicas == before:
                 return
