@@ -36,7 +36,7 @@ async def test_numbers(door: FrontDoor, asked):
     }
     ((route, use),) = door.meter.uses
     assert (use.prompt_tokens, use.completion_tokens, use.ended) == (3, 0, True)
-    assert (route.service.name, route.app_name) == ("meaning", "alpha.meaning")
+    assert (route.service.name, route.app_name) == ("meaning", "alpha.meaning.1")
 
 
 async def test_base64_is_little_endian_floats(door: FrontDoor):
