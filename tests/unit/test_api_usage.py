@@ -154,8 +154,10 @@ async def test_a_caller_sees_its_own_calls_of_anothers_service_and_nothing_else(
     found = await served(door, "beta.viewer")
     (line,) = found["lines"]
     assert (line["tenant"], line["key"], line["model"]) == ("beta", "c-beta-key", "talk:secret")
-    assert (line["service"], line["project"]) == ("alpha/talk", "")
+    assert (line["service"], line["project"]) == ("farm/talk", "")
+    assert "alpha" not in str(found)
     every = await served(door, "operator")
+    assert set(every["by_service"]) == {"alpha/talk"}
     assert [each["key"] for each in every["lines"]] == ["c-alpha-key", "c-beta-key"]
     assert await served(door, "operator", tenant="beta") == found
 

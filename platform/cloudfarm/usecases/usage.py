@@ -14,6 +14,7 @@ from cloudfarm.domain.tenant import Role
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.ports import Store
 from cloudfarm.usecases.access import Principal
+from cloudfarm.usecases.routing import EVERYBODYS
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _EPOCH = date(1970, 1, 1)
@@ -54,7 +55,7 @@ class ServedLine:
     key: str
     model: str
     service: str
-    """With its tenant before it: ``tenant/name``."""
+    """With its tenant before it, ``tenant/name``; to callers of other tenants it is ``farm/name``."""
     project: str
     used: Used
 
@@ -148,13 +149,14 @@ def _served(days: Sequence[DayUse], reader: str | None) -> tuple[ServedLine, ...
     for each in days:
         account = each.account
         is_own_call = reader in (None, account.tenant)
+        is_own_service = reader in (None, account.service_tenant)
         line = ServedLine(
             day=_EPOCH + timedelta(days=each.day),
             tenant=account.tenant,
             key=account.key_id if is_own_call else "",
             model=account.model if is_own_call else "",
-            service=f"{account.service_tenant}/{account.service}",
-            project=account.project if reader in (None, account.service_tenant) else "",
+            service=f"{account.service_tenant if is_own_service else EVERYBODYS}/{account.service}",
+            project=account.project if is_own_service else "",
             used=Used(),
         )
         sums[line] = sums.get(line, Used()) + each.used
