@@ -35,7 +35,12 @@ class ServicesMachine(FarmMachine):
     )
     def deploy(self, bounds: tuple[int, int], milli_gpus: int) -> str:
         name = self.new_id("w")
-        settings_of = {"min_replicas": bounds[0], "max_replicas": bounds[1], "idle_ms": 10_000, "target_load": 4}
+        settings_of = {
+            "min_replicas": bounds[0],
+            "max_replicas": bounds[1],
+            "idle_ms": 10_000,
+            "target_load": 4,
+        }
         self.do(self.farm.deploy(name, milli_gpus=milli_gpus, **settings_of))
         return name
 
@@ -138,7 +143,12 @@ class ServicesMachine(FarmMachine):
                     and (lease.status, lease.target) == (LeaseStatus.ACTIVE, Target.RUN)
                 ]
                 recent = revision.left_ms is None or farm.clock.now_ms() - revision.left_ms < LEAVE_MS
-                if revision.app_name in applied and recent and held and revision.status is RevisionStatus.RUNNING:
+                if (
+                    revision.app_name in applied
+                    and recent
+                    and held
+                    and revision.status is RevisionStatus.RUNNING
+                ):
                     assert revision.app_name in serving.applied, "requests may be on their way to it"
 
     async def all_leases(self):
