@@ -1,12 +1,14 @@
 """Requests to language models are checked before an engine sees them."""
 
 import jinja2
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from cloudfarm.domain.generation import Generation, Message, Refusal, Sampling
 from cloudfarm.inference.asked import MAX_STOP_CHARACTERS, Prompts, check_sampling
-from cloudfarm.inference.memory import gpu_memory_fraction, memory_bytes
+from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, gpu_memory_fraction, memory_bytes
 from cloudfarm.inference.transformers_engine import choose
 
 
@@ -125,3 +127,15 @@ def test_memory_is_the_lease_nodes(tmp_path, monkeypatch):
     assert gpu_memory_fraction() == 1
     monkeypatch.setenv("CLOUDFARM_GPU_MEMORY_FRACTION", "0.25")
     assert gpu_memory_fraction() == 0.25
+
+
+def test_vllm_gets_what_is_left_of_the_leases_memory_or_nothing(tmp_path):
+    gib, small = 1 << 30, 540 << 20
+    assert cpu_cache_bytes(3 * gib, small) is None
+    assert cpu_cache_bytes(4 * gib, small) == (gib + gib // 2 - small) // 2
+    assert cpu_cache_bytes(8 * gib, 6 * gib) is None
+    assert cpu_cache_bytes(1000 * gib, small) == 4 * gib
+    for name, rows in (("model-1.safetensors", 3), ("model-2.safetensors", 5)):
+        arrays = {"w": np.zeros((rows, 7), np.float16), "b": np.zeros(1, np.float32)}
+        safetensors.numpy.save_file(arrays, tmp_path / name)
+    assert float32_bytes(tmp_path) == 4 * (8 * 7 + 2)

@@ -50,7 +50,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # Of the domain the words in which a language model is asked.
     "inference": {
         "inference", "training", "domain.generation", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic",
-        "safetensors", "transformers", "peft", "vllm", "jinja2",
+        "safetensors", "transformers", "peft", "vllm", "jinja2", "psutil",
     },
     # The decisions on a virtual clock; of the live farm what decides, and its past from the store.
     "simulate": {"domain", "errors", "ports", "scheduler", "steward", "simulate", "numpy", "matplotlib"},

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
+
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import InvalidInputError
+from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, memory_bytes
 
 EngineName = Literal["vllm", "transformers"]
 
@@ -60,7 +63,9 @@ class Engine(Protocol):
 
 
 def open_engine(folder: Path, context_tokens: int, name: EngineName | None = None) -> Engine:
-    """Return an engine with the model of a checked Hugging Face folder: vLLM where it is installed.
+    """Return an engine with the model of a checked Hugging Face folder.
+
+    That is vLLM where it is installed and, on a CPU, the lease's memory has room for it; else transformers.
 
     Args:
         folder: what was fetched by ``hf_folder.fetch_bundle``.
@@ -68,17 +73,22 @@ def open_engine(folder: Path, context_tokens: int, name: EngineName | None = Non
         name: another choice.
 
     Raises:
-        InvalidInputError: that engine is not installed.
+        InvalidInputError: that engine is not installed, or has no room.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever looked for anywhere else
-    chosen: EngineName = name or ("vllm" if importlib.util.find_spec("vllm") else "transformers")
-    if importlib.util.find_spec(chosen) is None:
-        raise InvalidInputError(f"the engine {chosen} is not installed here")
+    cache = cpu_cache_bytes(memory_bytes(), float32_bytes(folder))
+    has_room = cache is not None or torch.cuda.is_available()
+    if name == "vllm" and not (_is_installed("vllm") and has_room):
+        raise InvalidInputError("vLLM is not installed here, or the lease has not enough memory for it")
     # Either takes seconds to import, and one of them is enough.
-    if chosen == "vllm":
+    if name == "vllm" or (name is None and has_room and _is_installed("vllm")):
         from cloudfarm.inference.vllm_engine import VllmEngine  # noqa: PLC0415
 
-        return VllmEngine(folder, context_tokens)
+        return VllmEngine(folder, context_tokens, cache)
     from cloudfarm.inference.transformers_engine import TransformersEngine  # noqa: PLC0415
 
     return TransformersEngine(folder, context_tokens)
+
+
+def _is_installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None

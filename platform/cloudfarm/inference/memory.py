@@ -1,10 +1,17 @@
-"""How much memory a process may use, wherever it runs."""
+"""How much memory a lease may use, and what of it vLLM gets."""
 
+import math
 import os
 from pathlib import Path
 
+from cloudfarm.training.hf_folder import weight_shapes
+
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 """Control groups v2 and v1; within a lease node these are the node's."""
+_VLLM_BYTES = 5 << 29
+"""What vLLM's three processes have on a CPU beside weights and cache, with room for adapters, and the lease node."""
+_LEAST_CACHE_BYTES = 1 << 28
+_MOST_CACHE_BYTES = 1 << 32
 
 
 def memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -23,3 +30,15 @@ def memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
 def gpu_memory_fraction() -> float:
     """Return the part of each GPU that the lease may use: what its start-up hook caps torch to."""
     return float(os.environ.get("CLOUDFARM_GPU_MEMORY_FRACTION") or 1)
+
+
+def float32_bytes(folder: Path) -> int:
+    """Return what a model's weights take in float32."""
+    shapes = (shape for path in folder.glob("*.safetensors") for shape in weight_shapes(path).values())
+    return 4 * sum(map(math.prod, shapes))
+
+
+def cpu_cache_bytes(memory: int, weights: int) -> int | None:
+    """Return what vLLM's cache of keys and values gets of a lease's memory on a CPU; None: vLLM has no room in it."""
+    cache = (memory - weights - _VLLM_BYTES) // 2
+    return min(cache, _MOST_CACHE_BYTES) if cache >= _LEAST_CACHE_BYTES else None

@@ -5,17 +5,21 @@ of it that the lease may use, on a CPU to the lease's memory.
 """
 
 import itertools
+import multiprocessing
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.engine import LocalAdapter
-from cloudfarm.inference.memory import gpu_memory_fraction, memory_bytes
+from cloudfarm.inference.keeper import Keeper
+from cloudfarm.inference.memory import gpu_memory_fraction
 from cloudfarm.training.bundle import BundleError
 from cloudfarm.training.hf_folder import MAX_RANK
 
@@ -38,8 +42,6 @@ from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 GPU_PART = 0.9
 """Of what the lease may use; the rest is for what vLLM does not count."""
-CPU_CACHE_PART = 6
-"""One part in so many of the lease's memory is for the cache of keys and values; weights and Python take more."""
 CPU_SEQUENCES = 32
 MAX_ADAPTERS = 4
 """In one batch."""
@@ -48,9 +50,15 @@ MAX_ADAPTERS_KEPT = 16
 
 
 class VllmEngine:
-    """A model of a Hugging Face folder (:class:`~cloudfarm.inference.engine.Engine`)."""
+    """A model of a Hugging Face folder (:class:`~cloudfarm.inference.engine.Engine`).
 
-    def __init__(self, folder: Path, context_tokens: int) -> None:
+    Args:
+        folder: the model.
+        context_tokens: the most that the model takes.
+        cache_bytes: for keys and values on a CPU; None where there is a GPU.
+    """
+
+    def __init__(self, folder: Path, context_tokens: int, cache_bytes: int | None) -> None:
         on_gpu = torch.cuda.is_available()
         sized: dict[str, Any] = (
             {"dtype": "auto", "gpu_memory_utilization": GPU_PART * gpu_memory_fraction()}
@@ -58,10 +66,11 @@ class VllmEngine:
             else {
                 "dtype": "float32",
                 "enforce_eager": True,
-                "kv_cache_memory_bytes": memory_bytes() // CPU_CACHE_PART,
+                "kv_cache_memory_bytes": cache_bytes,
                 "max_num_seqs": CPU_SEQUENCES,
             }
         )
+        others = set(multiprocessing.active_children())
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=str(folder),
@@ -74,6 +83,7 @@ class VllmEngine:
                 **sized,
             )
         )
+        self._keeper = Keeper(_with_those_below(set(multiprocessing.active_children()) - others))
         config = self._engine.model_config
         self.context_tokens = min(context_tokens, config.max_model_len)
         self.vocabulary = int(config.get_vocab_size())
@@ -133,6 +143,7 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM's processes."""
         self._engine.shutdown()
+        self._keeper.close()
         del self._engine  # its own finalizer would fail when the interpreter ends
 
     async def _load(self, adapter: LocalAdapter) -> LoRARequest:
@@ -144,3 +155,11 @@ class VllmEngine:
         except Exception as bad:  # what vLLM's process raised arrives as a plain Exception
             raise BundleError(f"vLLM cannot load the adapter: {bad}") from bad
         return lora
+
+
+def _with_those_below(started: Iterable[BaseProcess]) -> list[int]:
+    pids = []
+    for each in started:
+        process = psutil.Process(each.pid)
+        pids += [process.pid, *(below.pid for below in process.children(recursive=True))]
+    return pids
