@@ -38,22 +38,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--engine", choices=("vllm", "transformers"), help="default: vLLM where it is installed"
     )
-    parser.add_argument("--workers", type=int, help="engines at once (default: one for each GPU, or one)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="engines at once, each with a GPU if there are any"
+    )
+    parser.add_argument(
+        "--use-gpu", action=argparse.BooleanOptionalAction, help="default: if the cluster has a GPU"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Do the parts that are missing, saying how far it is."""
     options = vars(parse_args())
-    workers, engine = options.pop("workers"), options.pop("engine")
+    workers, use_gpu, engine = (options.pop(name) for name in ("workers", "use_gpu", "engine"))
     try:  # before Ray is started
         config = BatchConfig(**options)
         claim(config, plan(config))
     except (ValidationError, CloudfarmError) as bad:
         raise SystemExit(f"batch_inference: {bad}") from bad
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    for progress in run(config, workers or gpus or 1, use_gpu=gpus > 0, engine=engine):
+    if use_gpu is None:
+        use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    for progress in run(config, workers, use_gpu=use_gpu, engine=engine):
         print(
             f"{progress.rows} of {progress.of_rows} rows; {progress.rows_per_s:.2f} rows/s, "
             f"{progress.tokens_per_s:.1f} tokens/s",

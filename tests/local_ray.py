@@ -33,6 +33,7 @@ def running_job(script: str, *options: str, log: Path) -> Iterator[subprocess.Po
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_TMPDIR": ray_folder,
+        "TMPDIR": ray_folder,  # what a killed process copied there goes with it
     }
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-c", _DRIVER, script, *options]

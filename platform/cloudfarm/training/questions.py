@@ -186,7 +186,7 @@ def _record(region: Region, facts: list[tuple[tuple[Measure, int], int]], langua
     head = f"{region.name}, {province}" if language == "en" else f"{province} {region.name}"
     ordered = sorted(facts, key=lambda fact: (MEASURES.index(fact[0][0]), fact[0][1]))
     return "\n".join(
-        [head, *(f"{measure.label(language)} {year}: {value}" for (measure, year), value in ordered)]
+        [head, *(f"{measure.label(language)} {year}: {value:,}" for (measure, year), value in ordered)]
     )
 
 
