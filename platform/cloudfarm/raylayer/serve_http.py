@@ -7,9 +7,11 @@ nothing that a tenant's process sends is unpickled here but plain values.
 
 import asyncio
 import io
+import logging
 import pickle
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cloudfarm.errors import AppFailedError, UnavailableError
@@ -17,9 +19,12 @@ from cloudfarm.errors import AppFailedError, UnavailableError
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-START_TIMEOUT_S = 600.0
-"""How long an application may think before its answer begins."""
-_MESSAGES = frozenset({"http.response.start", "http.response.body"})
+ASSIGN_TIMEOUT_S = 60.0
+"""How long a request may wait for a replica; how long that one then thinks is its own and its client's affair."""
+_BODY = "http.response.body"
+_MESSAGES = frozenset({"http.response.start", _BODY})
+
+log = logging.getLogger(__name__)
 
 
 class ServeApps:
@@ -38,36 +43,36 @@ class ServeApps:
             UnavailableError: if no replica answers, or one dies on the way.
         """
         import grpc  # noqa: PLC0415 - only inside a replica
-        from ray.exceptions import RayError  # noqa: PLC0415
-        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
 
-        name = app_name.partition(".")[2]
-        response = None
         complete = False
         try:
-            handle = await self._handle(app_name)
-            _say_that_it_is_http(app_name)
-            response = aiter(handle.remote(_request(scope, body)))
-            async with asyncio.timeout(START_TIMEOUT_S):
-                batch = await anext(response, None)
-            while batch is not None:
-                for message in plain(batch):
-                    if message["type"] in _MESSAGES:
-                        yield message
-                        complete = message["type"] == "http.response.body" and not message.get("more_body")
-                batch = await anext(response, None)
-        except (RayServeException, RayError, TimeoutError) as error:
-            self._forget(app_name)
-            raise UnavailableError(f"service {name} does not answer just now") from error
+            async with aclosing(self._messages(app_name, scope, body)) as messages:
+                async for message in messages:
+                    yield message
+                    complete = message["type"] == _BODY and not message.get("more_body")
         except grpc.RpcError as error:
             # What the application raised, which Serve passes on even after an answer that is whole.
             if not complete:
-                raise AppFailedError(f"the application of service {name} failed; its log says why") from error
-        finally:
-            if response is not None:
-                response.cancel()
+                raise AppFailedError(f"service {_name(app_name)} failed; its log says why") from error
         if not complete:
-            raise AppFailedError(f"the application of service {name} gave no whole answer")
+            raise AppFailedError(f"service {_name(app_name)} gave no whole answer")
+
+    async def _messages(
+        self, app_name: str, scope: Mapping[str, Any], body: bytes
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        with self._told(app_name):
+            handle = await self._handle(app_name)
+            _say_that_it_is_http(app_name)
+            response = handle.remote(_request(scope, body))
+            try:
+                async with asyncio.timeout(ASSIGN_TIMEOUT_S):
+                    await response._fetch_future_result_async()  # noqa: SLF001 - nothing else tells of it
+                async for batch in response:
+                    for message in plain(batch):
+                        if message["type"] in _MESSAGES:
+                            yield message
+            finally:
+                response.cancel()
 
     async def _handle(self, app_name: str) -> "DeploymentHandle[Any]":
         from ray.serve._private.common import DeploymentHandleSource  # noqa: PLC0415 - only inside a replica
@@ -80,7 +85,7 @@ class ServeApps:
         client = _get_global_client()
         ingress = await client._controller.get_ingress_deployment_name.remote(app_name)  # noqa: SLF001
         if ingress is None:
-            raise UnavailableError(f"service {app_name.partition('.')[2]} does not run just now")
+            raise UnavailableError(f"service {_name(app_name)} does not run just now")
         handle: DeploymentHandle[Any] = DeploymentHandle(ingress, app_name)
         # As a proxy: Serve sends HTTP to an ingress from nowhere else.
         handle._init(_source=DeploymentHandleSource.PROXY, _run_router_in_separate_loop=False)  # noqa: SLF001
@@ -88,8 +93,28 @@ class ServeApps:
         found = handle.options(stream=True, _by_reference=False, response_serialization="noop")
         return self._handles.setdefault(app_name, found)
 
-    def _forget(self, app_name: str) -> None:
+    @contextmanager
+    def _told(self, app_name: str) -> Iterator[None]:
+        """Turn what Ray raises into an error for the caller, and ask for the application anew the next time."""
+        from ray.exceptions import RayError  # noqa: PLC0415 - only inside a replica
+        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
+
+        try:
+            yield
+        except (RayServeException, RayError, TimeoutError) as error:
+            raise self._silent(app_name, error) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled us: Serve says so of a request whose replica was stopped.
+            raise self._silent(app_name, error) from error
+
+    def _silent(self, app_name: str, error: BaseException) -> UnavailableError:
+        """Return what to tell the caller, and ask for the application anew the next time."""
+        log.warning("%s: %s: %s", app_name, type(error).__name__, error)
         self._handles.pop(app_name, None)
+        return UnavailableError(f"service {_name(app_name)} does not answer just now")
 
 
 class Body:
@@ -126,6 +151,10 @@ def plain(batch: bytes) -> list[dict[str, Any]]:
     except Exception as error:
         raise AppFailedError("the application's answer cannot be read") from error
     raise AppFailedError("the application's answer cannot be read")
+
+
+def _name(app_name: str) -> str:
+    return app_name.partition(".")[2]
 
 
 def _request(scope: Mapping[str, Any], body: bytes) -> bytes:
