@@ -21,8 +21,8 @@ from cloudfarm.raylayer.jobs import RayJobsClient
 from cloudfarm.raylayer.paths import FarmPaths
 from cloudfarm.raylayer.ray_http import RayHttp
 from cloudfarm.raylayer.serve_http import ServeApps
-from tests.processes import eventually
 from cloudfarm.raylayer.serving import ServeClient
+from tests.processes import eventually
 
 NOBODY = "http://127.0.0.1:1"
 """Where no dashboard answers."""
@@ -40,12 +40,11 @@ class Asking:
         scope: Mapping[str, Any],
         body: bytes,
         most: int,
-        leave_at: str | None,
-        notes: Path,
+        leave_at: tuple[Path, str] | None,
     ) -> tuple[list[Mapping[str, Any]], Exception | None]:
         """Return the messages of the answer, and how it ended if not well.
 
-        Leaves after so many messages, or as soon as the application has noted that.
+        Leaves after so many messages, or as soon as there is that text in that file.
         """
         messages: list[Mapping[str, Any]] = []
 
@@ -57,7 +56,7 @@ class Asking:
                         return
 
         async def is_noted() -> bool:
-            return leave_at is not None and notes.exists() and leave_at in notes.read_text()  # noqa: ASYNC240
+            return leave_at is not None and leave_at[0].exists() and leave_at[1] in leave_at[0].read_text()
 
         reading = asyncio.create_task(read())
         leaving = asyncio.create_task(eventually(is_noted, "the application to note something"))

@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -28,9 +28,9 @@ def where(request: Request) -> dict[str, str]:
     return {"url": str(request.url), "lease": os.environ.get("CLOUDFARM_LEASE", "")}
 
 
-@api.post("/size")
-async def size(request: Request) -> int:
-    return len(await request.body())
+@api.post("/echo")
+async def echo(request: Request) -> Response:
+    return Response(await request.body())
 
 
 @api.get("/boom")
