@@ -17,7 +17,7 @@ import ray
 from cloudfarm.container import build_steward, load_settings, open_artifacts
 from cloudfarm.ports import Apps
 from cloudfarm.raylayer.hosts import NAMESPACE
-from cloudfarm.raylayer.jobs import RayJobsClient
+from cloudfarm.raylayer.jobs import RayJobsClient, RayLogs
 from cloudfarm.raylayer.paths import FarmPaths
 from cloudfarm.raylayer.ray_http import RayHttp
 from cloudfarm.raylayer.serve_http import ServeApps
@@ -100,6 +100,7 @@ async def serve(state_dir: Path, pipe: Connection) -> None:
         "serving": steward.actor.serving,
         "watch": steward.watch,
         "front_door": RemoteFrontDoor(),
+        "logs": RayLogs(steward.actor.ray_jobs._http),
         "ray_jobs_down": RayJobsClient(nobody, open_artifacts(settings)),
         "serving_down": ServeClient(nobody, settings.bind_address, settings.port, str(state_dir)),
     }

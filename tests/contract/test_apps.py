@@ -19,9 +19,10 @@ from tests.processes import eventually
 from . import served_app
 from .bare_farm import LEASE, BareFarm
 from .connected import Asking
+from .test_serving import deployment
 
-NAME = "kaist.sea.1"
-ROOT = "/v1/services/sea/app"
+NAME = "kaist.bay.1"
+ROOT = "/v1/services/bay/app"
 RUN = "exec python -m cloudfarm.inference.run_app"
 
 
@@ -135,8 +136,11 @@ async def caller(farm, tmp_path_factory) -> AsyncIterator[Caller]:
         return app is not None and app.running
 
     await eventually(look, "the application to run")
-    await serving.apply([])  # as the steward does: what tenants run is not in its configuration
+    # As the steward does: what tenants run is not in its configuration, and stays.
+    await serving.apply([deployment("land", "tests.contract.served:nothing")])
+    await serving.apply([])
     yield Caller(farm.port("front_door"), notes, is_real=True)
+    assert "asked where it is" in await farm.port("logs").read(job)
     assert await farm.port("ray_jobs").stop(job.ray_id)
     assert (await ended(farm, job)).status is JobStatus.STOPPED
     await gone(farm, NAME)
@@ -196,11 +200,26 @@ async def test_an_application_that_does_not_run_is_unavailable(caller):
     [
         ("kaist.none.1", "served_app:nothing", "nothing"),
         ("kaist.none.2", "no_module:app", "no_module"),
-        ("snu.sea.1", "served_app:app", "not yours"),
+        ("snu.bay.1", "served_app:app", "not yours"),
     ],
 )
 async def test_what_cannot_run_says_why(bare_farm, tmp_path, name, import_path, why):
     over = await ended(bare_farm, await started(bare_farm, name, import_path, tmp_path / "notes"))
     assert over.status is JobStatus.FAILED
     assert why in over.message
+    await gone(bare_farm, name)
+
+
+@pytest.mark.own_farm
+async def test_an_application_that_is_removed_ends_its_job(bare_farm, tmp_path):
+    name, serving = "kaist.left.1", bare_farm.port("serving")
+    job = await started(bare_farm, name, "served_app:app", tmp_path / "notes")
+
+    async def look() -> Any:
+        app = (await serving.apps()).get(name)
+        return app if app is not None and app.running else None
+
+    assert (await eventually(look, "the application to run")).lease_ids == {LEASE.id}
+    await serving.remove([name])
+    assert "was deleted" in (await ended(bare_farm, job)).message
     await gone(bare_farm, name)

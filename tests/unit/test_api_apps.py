@@ -15,7 +15,6 @@ from cloudfarm.errors import AppFailedError
 from cloudfarm.raylayer.serve_http import plain
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem
-from cloudfarm.usecases import services
 
 BASE = "/v1/services/sea/app"
 
@@ -56,11 +55,10 @@ def sea() -> FastAPI:
 
 
 @pytest.fixture
-async def door(tmp_path, monkeypatch):
-    monkeypatch.setitem(services.PROGRAMS, SERVE_APP, "cloudfarm.inference.run_app")
+async def door(tmp_path):
     async with open_front_door(tmp_path, max_body_bytes=100_000) as opened:
         await opened.serve("sea", SERVE_APP)
-        opened.apps.running["alpha.sea"] = sea()
+        opened.apps.running["alpha.sea.1"] = sea()
         yield opened
 
 
@@ -137,10 +135,10 @@ async def test_an_application_without_an_answer_has_failed(door: FrontDoor):
         raise RuntimeError("secret of the application")
 
     for app in (silent, raising):
-        door.apps.running["alpha.sea"] = app
+        door.apps.running["alpha.sea.1"] = app
         answer = await door.call("alpha.key", "GET", f"{BASE}/")
         assert "secret" not in assert_problem(answer, 502, "app_failed")["detail"]
-    del door.apps.running["alpha.sea"]
+    del door.apps.running["alpha.sea.1"]
     assert_problem(await door.call("alpha.key", "GET", f"{BASE}/"), 503, "unavailable")
 
 
@@ -163,7 +161,7 @@ async def test_what_is_no_answer_is_not_sent_on(door: FrontDoor, message):
         await send(message)
         await send({"type": "http.response.body", "body": b""})
 
-    door.apps.running["alpha.sea"] = odd
+    door.apps.running["alpha.sea.1"] = odd
     assert_problem(await door.call("alpha.key", "GET", f"{BASE}/"), 502, "app_failed")
 
 
@@ -225,7 +223,7 @@ async def test_an_answer_that_breaks_off_is_cut_off(door: FrontDoor):
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise RuntimeError("secret of the application")
 
-    door.apps.running["alpha.sea"] = half
+    door.apps.running["alpha.sea.1"] = half
     client = Client(door, f"{BASE}/")
     await client.answering
     sent = [client.sent.get_nowait() for _ in range(client.sent.qsize())]

@@ -57,7 +57,6 @@ async def test_it_is_named_by_its_module(door: FrontDoor, import_path, name):
         "main",
         "main:",
         ":app",
-        "main.py:app",
         "a/b:app",
         "main:app; rm",
         "main:app\n",
@@ -85,6 +84,32 @@ async def test_a_models_name_is_taken(door: FrontDoor):
     assert_problem(await register(door, name="Wind!"), 422, "invalid_input")
 
 
+async def test_an_application_is_deployed_on_one_lease(door: FrontDoor):
+    await register(door, name="sea")
+    body = {"model": "sea", "gpus": 0.5}
+    refused = await door.call("alpha.member", "POST", "/v1/services", json={**body, "replicas": 2})
+    assert "one lease" in assert_problem(refused, 422, "invalid_input")["detail"]
+    assert (await door.call("alpha.member", "POST", "/v1/services", json=body)).status_code == 201
+    grown = await door.call("alpha.member", "PATCH", "/v1/services/sea", json={"max_replicas": 2})
+    assert "one lease" in assert_problem(grown, 422, "invalid_input")["detail"]
+    asleep = await door.call("alpha.member", "PATCH", "/v1/services/sea", json={"min_replicas": 0})
+    assert asleep.status_code == 200, asleep.text
+    async with door.store.begin(write=False) as uow:
+        (revision,) = await uow.revisions.list(open_only=True)
+    assert revision.is_own_app
+
+
+async def test_jobs_publish_no_applications(door: FrontDoor):
+    async with door.store.begin() as uow:
+        manifest = {"kind": "serve-app", "spec": {"runtime_env": {"image_uri": "x"}}}
+        await uow.models.register(
+            tenant="alpha", name="sly", uri="/sly", job_id="j1", manifest=manifest, now_ms=1
+        )
+        await uow.commit()
+    refused = await door.call("alpha.member", "POST", "/v1/services", json={"model": "sly"})
+    assert "--app" in assert_problem(refused, 422, "invalid_input")["detail"]
+
+
 def run(monkeypatch, *args: str) -> int:
     monkeypatch.setattr(sys, "argv", ["cloudfarm", *args])
     try:
@@ -101,7 +126,7 @@ def farm(monkeypatch):
 
     def answer(request: httpx.Request) -> httpx.Response:
         sent.append((request.url.path, request.read()))
-        return httpx.Response(201, json={"ref": "sea:4", "name": "sea"})
+        return httpx.Response(201, json={"ref": "sea:4", "name": "sea", "revisions": []})
 
     client = FarmClient("http://farm", "cf_x", transport=httpx.MockTransport(answer))
     monkeypatch.setattr(services, "connect", lambda: client)

@@ -39,8 +39,8 @@ class AppBody(Body):
 
     import_path: Text
     name: Text | None = None
-    runtime_env: dict[str, Any] = {}
-    args: dict[str, Any] = {}
+    runtime_env: dict[str, Any] | None = None
+    args: dict[str, Any] | None = None
 
 
 class ServiceChanges(Body):
