@@ -82,6 +82,15 @@ async def test_an_application_whose_job_ends_has_failed_and_nothing_of_it_is_lef
     await pass_time(farm)
     assert [each.id for each in await jobs(farm)] == [job.id]  # not again and again
 
+    async with farm.store.begin() as uow:
+        await uow.jobs.delete(job.id)
+        await uow.commit()
+    await farm.settle()
+    (again,) = await jobs(farm)
+    farm.serving.start(APP, again.lease_id)
+    await farm.settle()
+    assert (await revision(farm)).status is RevisionStatus.RUNNING
+
 
 async def test_a_deleted_application_is_ended_by_its_job(farm) -> None:
     job = await running(farm)
