@@ -30,6 +30,7 @@ from cloudfarm.journal import FileJournal
 from cloudfarm.settings import Settings
 from cloudfarm.store import SqlStore, migrate
 from cloudfarm.testing.factories import add, make_credential, make_service
+from cloudfarm.testing.fake_apps import FakeApps
 from cloudfarm.testing.fakes_api import FakeLiveLogs, FakeNudge
 from cloudfarm.usecases.access import Principal
 from cloudfarm.usecases.credentials import authenticate
@@ -99,6 +100,7 @@ def _layers(store: SqlStore, folder: Path, secret: str, model: Forecaster, meter
             artifacts=FileArtifacts(str(folder)),
             live_logs=FakeLiveLogs(),
             inference=answers,
+            apps=FakeApps(),
             nudge=FakeNudge(),
             meter=meter,
         )

@@ -167,6 +167,7 @@ def build_api_context(settings: Settings) -> "ApiContext":
     from cloudfarm.raylayer.jobs import RayLogs  # noqa: PLC0415
     from cloudfarm.raylayer.paths import FarmPaths  # noqa: PLC0415
     from cloudfarm.raylayer.ray_http import RayHttp  # noqa: PLC0415
+    from cloudfarm.raylayer.serve_http import ServeApps  # noqa: PLC0415
     from cloudfarm.raylayer.serve_inference import ServeInference  # noqa: PLC0415
     from cloudfarm.raylayer.steward_actor import ActorNudge  # noqa: PLC0415
     from cloudfarm.usecases.metering import Meter  # noqa: PLC0415
@@ -181,6 +182,7 @@ def build_api_context(settings: Settings) -> "ApiContext":
         artifacts=open_artifacts(settings),
         live_logs=RayLogs(http),
         inference=ServeInference(),
+        apps=ServeApps(),
         nudge=ActorNudge(),
         meter=Meter(store, clock, FileJournal(settings.usage_journal), every_s=settings.usage_flush_s),
         dashboard_url=http.base_url,

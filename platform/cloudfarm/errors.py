@@ -171,6 +171,14 @@ class HostError(CloudfarmError):
     title = "A host could not carry out the order"
 
 
+class AppFailedError(CloudfarmError):
+    """A tenant's own application failed while it answered."""
+
+    code = "app_failed"
+    status = 502
+    title = "The application behind this service failed"
+
+
 def all_errors() -> list[type[CloudfarmError]]:
     """Return every error class of the project that has been imported, the root first."""
     found: list[type[CloudfarmError]] = [CloudfarmError]

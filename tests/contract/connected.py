@@ -6,20 +6,87 @@ Ray reads its environment while it is imported, and the tests' own process may h
 import asyncio
 import sys
 import traceback
+from collections.abc import Mapping
+from contextlib import aclosing
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from cloudfarm.container import build_steward, load_settings, open_artifacts
+from cloudfarm.ports import Apps
 from cloudfarm.raylayer.hosts import NAMESPACE
-from cloudfarm.raylayer.jobs import RayJobsClient
+from cloudfarm.raylayer.jobs import RayJobsClient, RayLogs
 from cloudfarm.raylayer.paths import FarmPaths
 from cloudfarm.raylayer.ray_http import RayHttp
+from cloudfarm.raylayer.serve_http import ServeApps
 from cloudfarm.raylayer.serving import ServeClient
+from tests.processes import eventually
 
 NOBODY = "http://127.0.0.1:1"
 """Where no dashboard answers."""
+
+
+class Asking:
+    """A process that calls tenants' applications; Serve lets only actors do so, such as the front door's replica."""
+
+    def __init__(self, apps: Apps) -> None:
+        self._apps = apps
+
+    async def ask(
+        self,
+        app_name: str,
+        scope: Mapping[str, Any],
+        body: bytes,
+        most: int,
+        leave_at: tuple[Path, str] | None,
+    ) -> tuple[list[Mapping[str, Any]], Exception | None]:
+        """Return the messages of the answer, and how it ended if not well.
+
+        Leaves after so many messages, or as soon as there is that text in that file.
+        """
+        messages: list[Mapping[str, Any]] = []
+
+        async def read() -> None:
+            async with aclosing(self._apps.answer(app_name, scope, body)) as answer:
+                async for message in answer:
+                    messages.append(message)
+                    if len(messages) == most:
+                        return
+
+        async def is_noted() -> bool:
+            return leave_at is not None and leave_at[0].exists() and leave_at[1] in leave_at[0].read_text()
+
+        reading = asyncio.create_task(read())
+        leaving = asyncio.create_task(eventually(is_noted, "the application to note something"))
+        await asyncio.wait((reading, leaving), return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait((reading,))
+            return messages, None
+        return messages, reading.exception()
+
+
+class FrontDoor:
+    """The actor of it."""
+
+    def __init__(self) -> None:
+        self._asking = Asking(ServeApps())
+
+    async def ask(self, *args: Any) -> Any:
+        return await self._asking.ask(*args)
+
+
+class RemoteFrontDoor:
+    """The port of it."""
+
+    def __init__(self) -> None:
+        self._actor = ray.remote(num_cpus=0)(FrontDoor).remote()
+
+    async def ask(self, *args: Any) -> Any:
+        return await self._actor.ask.remote(*args)
 
 
 async def serve(state_dir: Path, pipe: Connection) -> None:
@@ -32,6 +99,8 @@ async def serve(state_dir: Path, pipe: Connection) -> None:
         "ray_jobs": steward.actor.ray_jobs,
         "serving": steward.actor.serving,
         "watch": steward.watch,
+        "front_door": RemoteFrontDoor(),
+        "logs": RayLogs(steward.actor.ray_jobs._http),
         "ray_jobs_down": RayJobsClient(nobody, open_artifacts(settings)),
         "serving_down": ServeClient(nobody, settings.bind_address, settings.port, str(state_dir)),
     }

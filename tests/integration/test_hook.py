@@ -94,6 +94,7 @@ class Farm:
         for name, lease in (("a1", "A"), ("a2", "A"), ("b1", "B"), ("u1", "U")):
             env = {
                 "CLOUDFARM_LEASE": lease,
+                "CLOUDFARM_TENANT": "kaist",
                 "CLOUDFARM_SIMULATED_GPUS": "1",
                 "CLOUDFARM_STORAGE_PATH": str(self.root / "storage"),
             }
@@ -280,6 +281,9 @@ def test_unmodified_job_runs_wholly_in_its_lease(farm: Farm, lease: str, parts: 
         refused = _line(output, "REFUSED")
         assert len(refused) == 3  # head, B, U
         assert all("which is not part of lease A" in text for text in refused)
+        assert (
+            len(_line(output, "SERVE_REFUSED")) == 3
+        )  # another's application, its deletion, everybody's end
         found = [stray for line in looks.read_text().splitlines() for stray in json.loads(line)["strays"]]
         assert found == []  # what Ray itself puts on the head for a tenant is no stray
 

@@ -43,6 +43,7 @@ BODIES = {
     ("PATCH", "/v1/keys/{key_id}"): {"tokens_per_minute": 5},
     ("POST", "/v1/leases"): {"gpus": "0.5"},
     ("POST", "/v1/leases/{lease_id}/extend"): {"hours": 1},
+    ("POST", "/v1/apps"): {"import_path": "main:app"},
     ("POST", "/v1/services"): {"model": "wind", "name": "fresh"},
     ("PATCH", "/v1/services/{name}"): {"replicas": 2},
     ("POST", "/v1/services/{name}/predict"): {"x": 1},

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cloudfarm.raylayer import hook
-from cloudfarm.raylayer.hook import HookError, confine, defaults, devices, wanted_patches
+from cloudfarm.raylayer.hook import HookError, confine, defaults, devices, serve_apps, wanted_patches
 from cloudfarm.raylayer.hook.imports import PatchingFinder, after_import
 from cloudfarm.raylayer.hook.rules import ConfinementError, ControlScope, LeaseScope
 
@@ -71,6 +71,7 @@ def test_wanted_patches_follow_the_environment():
     bare = {"CLOUDFARM_LEASE": "A"}
     assert set(wanted_patches(bare)) == {
         "ray._raylet",
+        "ray.serve._private.client",
         "ray.serve._private.config",
         "ray.serve._private.replica",
     }
@@ -96,7 +97,7 @@ def test_wanted_patches_follow_the_environment():
 def test_every_patch_exists():
     full = dict.fromkeys(("CLOUDFARM_LEASE", "CLOUDFARM_STORAGE_PATH", "CLOUDFARM_GPU_MEMORY_FRACTION"), "1")
     full |= {"CLOUDFARM_SIMULATED_GPUS": "1", "CLOUDFARM_NO_PIDNS": "1", "CLOUDFARM_JOB": "j1"}
-    modules = {"confine": confine, "defaults": defaults, "devices": devices}
+    modules = {"confine": confine, "defaults": defaults, "devices": devices, "serve_apps": serve_apps}
     for patch in wanted_patches(full).values():
         where, _, name = patch.partition(":")
         assert callable(getattr(modules[where.rpartition(".")[2]], name))
@@ -227,6 +228,7 @@ def test_replicas_of_a_tenant_are_confined(monkeypatch):
             ray_actor_options=None,
             placement_group_bundles=None,
             placement_group_bundle_label_selector=None,
+            placement_group_fallback_strategy=None,
         ):
             return ray_actor_options, placement_group_bundle_label_selector
 
@@ -236,6 +238,11 @@ def test_replicas_of_a_tenant_are_confined(monkeypatch):
     assert options == {"num_gpus": 1, "label_selector": {"lease": "A"}}
     assert selectors == [{"lease": "A"}]
     assert ReplicaConfig.create("f") == ({"label_selector": {"lease": "A"}}, None)
+    elsewhere = {"fallback_strategy": [{"label_selector": {"lease": "B"}}, {}]}
+    at_home = {"label_selector": {"lease": "A"}}
+    assert ReplicaConfig.create("f", elsewhere)[0] == {**at_home, "fallback_strategy": [at_home, at_home]}
+    with pytest.raises(ConfinementError, match="fallback"):
+        ReplicaConfig.create("f", placement_group_fallback_strategy=[{"bundles": [{"CPU": 1}]}])
 
 
 class FakeCuda:

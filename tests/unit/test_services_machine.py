@@ -4,20 +4,79 @@ The machine of ``test_steward_machine.py`` with its faults, and services that ar
 broken and deleted, while Serve is slow to let go of replicas or cannot be seen.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, consumes, rule
 
-from cloudfarm.domain.lease import LeaseKind
+from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.load import Load, LoadReport
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, Target
+from cloudfarm.domain.workload import Revision, Service
 from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.testing.farm import MemoryFarm
 
 from .test_steward_machine import FarmMachine
 
 HOUR_MS = 3_600_000
+ANSWERING = (RevisionStatus.RUNNING, RevisionStatus.IDLE)
+
+
+@dataclass(slots=True)
+class WatchedFarm(MemoryFarm):
+    """Looks at every step whether it does what must never be done."""
+
+    async def step(self) -> int:
+        """Let the steward look once, and see that whoever is asked goes on answering."""
+        before, current, served = await self.leases(), await self.current(), set(self.serving.applied)
+        self.serving.seen = None
+        changed = await MemoryFarm.step(self)
+        after = await self.leases()
+        for lease in before.values():
+            if is_up(lease) and after[lease.id].reason in (EndReason.SCALED_DOWN, EndReason.SERVICE_DELETED):
+                self.check_released(lease)
+        for service_id, revision_id in (await self.current()).items():
+            revisions = {each.id: each for each in await self.revisions(service_id)}
+            assert revisions[revision_id].target is Target.RUN, "nothing answers"
+            if current.get(service_id, revision_id) != revision_id:
+                assert (self.serving.seen or {})[revisions[revision_id].app_name].running, (
+                    "it does not answer"
+                )
+            for revision in revisions.values():
+                held = any(is_up(lease) for lease in after.values() if lease.revision_id == revision.id)
+                if revision.app_name in served and held and self.may_be_asked(revision):
+                    assert revision.app_name in self.serving.applied, "requests may be on their way to it"
+        return changed
+
+    def check_released(self, lease: Lease) -> None:
+        """See that a lease that the steward gives back had no replica when it looked."""
+        assert self.serving.seen is not None, "Serve could not be seen"
+        taken = {replica.node_id for app in self.serving.seen.values() for replica in app.replicas}
+        assert taken.isdisjoint(piece.node_id for piece in lease.slices), "a replica was on it"
+
+    def may_be_asked(self, revision: Revision) -> bool:
+        """Whether the front door may send requests to a revision, or has until a moment ago."""
+        left_ms = revision.left_ms
+        return revision.status in ANSWERING and (left_ms is None or self.clock.now_ms() - left_ms < LEAVE_MS)
+
+    async def leases(self) -> dict[str, Lease]:
+        """Return all leases."""
+        async with self.store.begin(write=False) as uow:
+            return {lease.id: lease for lease in await uow.leases.list()}
+
+    async def current(self) -> dict[str, str]:
+        """Return by service the revision that its requests go to."""
+        return {service.id: service.current_id or "" for service in await self.live()}
+
+    async def live(self) -> list[Service]:
+        """Return the services that are to run."""
+        async with self.store.begin(write=False) as uow:
+            return [each for each in await uow.services.list(open_only=True) if each.target is Target.RUN]
+
+
+def is_up(lease: Lease) -> bool:
+    return (lease.status, lease.target) == (LeaseStatus.ACTIVE, Target.RUN)
 
 
 class ServicesMachine(FarmMachine):
@@ -26,7 +85,9 @@ class ServicesMachine(FarmMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loads: dict[str, Load] = {}
-        self.seen = None
+
+    def make_farm(self) -> MemoryFarm:
+        return WatchedFarm()
 
     @rule(
         target=services,
@@ -89,11 +150,11 @@ class ServicesMachine(FarmMachine):
         self.farm.serving.busy.clear()
 
     async def everything_ends(self) -> None:
-        for service in await self.live():
+        for service in await self.farm.live():
             await self.farm.undeploy(service.id)
         await self.settle()
         await super().everything_ends()
-        assert await self.live() == []
+        assert await self.farm.live() == []
         assert self.farm.serving.applied == {}
 
     async def settle(self) -> None:
@@ -102,62 +163,6 @@ class ServicesMachine(FarmMachine):
             await self.farm.settle()
             self.farm.clock.advance(LEAVE_MS)
         await self.farm.settle()
-
-    async def live(self):
-        async with self.farm.store.begin(write=False) as uow:
-            return [each for each in await uow.services.list(open_only=True) if each.target is Target.RUN]
-
-    async def step_and_look(self) -> None:
-        """One step, and what must never come of it."""
-        farm, serving = self.farm, self.farm.serving
-        before = await self.all_leases()
-        current = {service.id: service.current_id for service in await self.live()}
-        applied = set(serving.applied)
-        observer = farm.steward.observer
-        object.__setattr__(observer, "serving", _Seen(self))
-        await farm.steward.step()
-        await farm.steward.actor.finish()
-        object.__setattr__(observer, "serving", serving)
-        after = await self.all_leases()
-        seen = self.seen or {}
-        occupied = {replica.node_id for app in seen.values() for replica in app.replicas}
-        for lease_id, lease in before.items():
-            released = (
-                lease.kind is LeaseKind.SERVICE
-                and (lease.status, lease.target) == (LeaseStatus.ACTIVE, Target.RUN)
-                and after[lease_id].reason in (EndReason.SCALED_DOWN, EndReason.SERVICE_DELETED)
-            )
-            if released:
-                assert self.seen is not None, "Serve could not be seen"
-                assert occupied.isdisjoint(piece.node_id for piece in lease.slices)
-        for service in await self.live():
-            revisions = {each.id: each for each in await farm.revisions(service.id)}
-            assert revisions[service.current_id].target is Target.RUN
-            if service.id in current and current[service.id] != service.current_id:
-                assert seen[revisions[service.current_id].app_name].running, "it took over and does not run"
-            for revision in revisions.values():
-                held = [
-                    lease
-                    for lease in after.values()
-                    if lease.revision_id == revision.id
-                    and (lease.status, lease.target) == (LeaseStatus.ACTIVE, Target.RUN)
-                ]
-                recent = revision.left_ms is None or farm.clock.now_ms() - revision.left_ms < LEAVE_MS
-                if (
-                    revision.app_name in applied
-                    and recent
-                    and held
-                    and revision.status is RevisionStatus.RUNNING
-                ):
-                    assert revision.app_name in serving.applied, "requests may be on their way to it"
-
-    async def all_leases(self):
-        async with self.farm.store.begin(write=False) as uow:
-            return {lease.id: lease for lease in await uow.leases.list()}
-
-    @rule()
-    def step_with_services(self) -> None:
-        self.do(self.step_and_look())
 
     @rule()
     def calm_down_and_settle(self) -> None:
@@ -193,20 +198,8 @@ class ServicesMachine(FarmMachine):
                 assert (revision.status, standing) == (RevisionStatus.IDLE, set())
             elif up:
                 assert revision.status is (RevisionStatus.FAILED if broken else RevisionStatus.RUNNING)
-        for service in await self.live():
+        for service in await self.farm.live():
             assert service.min_replicas <= revisions[service.current_id].replicas <= service.max_replicas
-
-
-class _Seen:
-    """Serve as the steward sees it, remembered."""
-
-    def __init__(self, machine: ServicesMachine) -> None:
-        self.machine = machine
-
-    async def apps(self):
-        self.machine.seen = None
-        self.machine.seen = await self.machine.farm.serving.apps()
-        return self.machine.seen
 
 
 TestServicesMachine = ServicesMachine.TestCase

@@ -11,6 +11,7 @@ from cloudfarm.api.context import ApiContext
 from cloudfarm.api.middleware import BodyLimit, Boundary
 from cloudfarm.api.problem import install_handlers
 from cloudfarm.api.routers import (
+    apps,
     dashboard,
     farm,
     leases,
@@ -57,6 +58,7 @@ def create_app(context: ApiContext) -> FastAPI:
         context.meter,
         OpenRequests(context.settings.max_open_requests, context.settings.max_open_requests_of_key),
         context.inference,
+        context.apps,
     )
     install_handlers(app)
     for module in (
@@ -66,6 +68,7 @@ def create_app(context: ApiContext) -> FastAPI:
         session,
         leases,
         services,
+        apps,
         openai,
         quotas,
         farm,

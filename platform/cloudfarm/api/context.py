@@ -8,7 +8,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from cloudfarm.clock import Clock
-from cloudfarm.ports import Artifacts, Inference, LiveLogs, Nudge, Store
+from cloudfarm.ports import Apps, Artifacts, Inference, LiveLogs, Nudge, Store
 from cloudfarm.settings import Settings
 from cloudfarm.usecases.inference import Calls
 from cloudfarm.usecases.metering import Meter
@@ -24,6 +24,7 @@ class ApiContext:
     artifacts: Artifacts
     live_logs: LiveLogs
     inference: Inference
+    apps: Apps
     nudge: Nudge
     meter: Meter
     dashboard_url: str = ""

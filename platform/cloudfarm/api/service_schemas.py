@@ -1,7 +1,7 @@
 """Bodies of requests about services, and of their answers."""
 
 from dataclasses import fields
-from typing import Self
+from typing import Any, Self
 
 from pydantic import StrictBool, StrictFloat, StrictInt
 
@@ -32,6 +32,15 @@ class ServiceBody(Body):
     def scaling(self) -> Scaling:
         """How many replicas it may have."""
         return _scaling(self)
+
+
+class AppBody(Body):
+    """A tenant's own Serve application, in the words of Serve's own configuration."""
+
+    import_path: Text
+    name: Text | None = None
+    runtime_env: dict[str, Any] | None = None
+    args: dict[str, Any] | None = None
 
 
 class ServiceChanges(Body):

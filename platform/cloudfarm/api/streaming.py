@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from cloudfarm.api.middleware import ClientGoneError
 from cloudfarm.errors import CloudfarmError
@@ -43,6 +43,26 @@ async def while_connected(
         await asyncio.wait((doing, watching))
 
 
+class Sending:
+    """Sends to a client, and knows whether that takes it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = self._sent = self._sent_before = 0
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        self._begun += 1
+        await self._send(message)
+        self._sent += 1
+
+    def stalled(self) -> bool:
+        """Whether something is being sent of which nothing was taken since this was last asked."""
+        stalled = self._begun > self._sent == self._sent_before
+        self._sent_before = self._sent
+        return stalled
+
+
 class EventStream(StreamingResponse):
     """Server-sent events, each taken from its generator when the one before has been sent.
 
@@ -57,11 +77,11 @@ class EventStream(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         self._events = events
         self._tell = tell
-        self._begun = self._sent = self._sent_before = 0
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        await while_connected(receive, self._answer(send), self._stalled)
+        sending = Sending(send)
+        await while_connected(receive, self._answer(sending), sending.stalled)
 
     async def _answer(self, send: Send) -> None:
         async with aclosing(self._events) as events:
@@ -69,24 +89,17 @@ class EventStream(StreamingResponse):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
-            await self._send(send, first)
+            await _send(send, first)
             try:
                 async for event in events:
-                    await self._send(send, event)
+                    await _send(send, event)
             except CloudfarmError as error:
-                await self._send(send, self._tell(error))
+                await _send(send, self._tell(error))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send(self, send: Send, body: bytes) -> None:
-        self._begun += 1
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        self._sent += 1
 
-    def _stalled(self) -> bool:
-        """Whether something is being sent of which nothing was taken since this was last asked."""
-        stalled = self._begun > self._sent == self._sent_before
-        self._sent_before = self._sent
-        return stalled
+async def _send(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _gone(receive: Receive, stalled: Callable[[], bool]) -> None:

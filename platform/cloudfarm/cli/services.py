@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cloudfarm.cli.own_app import register_app
 from cloudfarm.cli.session import JsonOption, TenantOption, connect, out, show
 
 COLUMNS = ("name", "tenant", "project", "model", "status", "replicas", "message")
@@ -25,7 +26,14 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(
-    model: Annotated[str, typer.Argument(help="NAME (newest version) or NAME:NUMBER.")],
+    model: Annotated[str | None, typer.Argument(help="NAME (newest version) or NAME:NUMBER.")] = None,
+    app: Annotated[
+        str | None, typer.Option(help="Instead of a model a Serve application of your own: MODULE:APP.")
+    ] = None,
+    working_dir: Annotated[str, typer.Option(help="The application's folder.")] = ".",
+    runtime_env_json: Annotated[
+        str, typer.Option(help="What else the application needs, as for a job.")
+    ] = "{}",
     gpus: Annotated[str | None, typer.Option(help="Share of each replica; none if not given.")] = None,
     replicas: Annotated[int | None, typer.Option(help="How many, always.")] = None,
     name: Annotated[str | None, typer.Option(help="The service's name; the model's if not given.")] = None,
@@ -43,7 +51,9 @@ def deploy(
     replace: Annotated[bool, typer.Option("--replace", help="Give a running service this model.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep a model answering requests."""
+    """Keep a model, or an application of your own, answering requests."""
+    if (model is None) == (app is None):
+        raise typer.BadParameter("name either a model or --app MODULE:APP")
     body = {
         "model": model,
         "gpus": gpus,
@@ -60,6 +70,11 @@ def deploy(
         "replace": replace,
     }
     with connect() as farm:
+        if app is not None:
+            found = register_app(
+                farm, app, name=name, working_dir=working_dir, runtime_env_json=runtime_env_json
+            )
+            body |= {"model": found["ref"], "name": found["name"]}
         _show(farm.post("/v1/services", _given(body)), as_json=as_json)
 
 

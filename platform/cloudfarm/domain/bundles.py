@@ -7,6 +7,8 @@ from typing import Any
 CAUSAL_LM = "causal-lm"
 TEXT_EMBEDDING = "text-embedding"
 LORA_ADAPTER = "lora-adapter"
+SERVE_APP = "serve-app"
+"""A tenant's own Serve application: code, and no model."""
 ANSWERED_AS_OPENAI = frozenset({CAUSAL_LM, TEXT_EMBEDDING})
 """Kinds of models whose services speak OpenAI's API."""
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from cloudfarm.domain.status import JobStatus, RevisionStatus, ServiceStatus, Target
 
+RUN_APP = "cloudfarm.inference.run_app"
+"""Stands for the program of tenants' own applications: no program of the farm's, but a job in the lease runs them."""
 LEFT_ITS_LEASE = "left_its_lease"
 """``error_type`` of a job that was stopped because its work was found outside its lease."""
 
@@ -149,6 +151,15 @@ class Revision:
         """The Serve application's name: unique over tenants, and never used a second time."""
         return f"{self.tenant}.{self.name}.{self.number}"
 
+    @property
+    def is_own_app(self) -> bool:
+        """Whether it is an application of its tenant's own, which a job in its lease runs."""
+        return self.import_path == RUN_APP
+
+    def job_name(self, lease_id: str) -> str:
+        """Return what the job is called that runs it in that lease."""
+        return f"app-{self.name}-{self.number}-{lease_id}"
+
     def leave(self, now_ms: int, message: str) -> "Revision":
         """Return it as it is from the moment on at which requests stop being sent to it, to end soon."""
         left_ms = now_ms if self.left_ms is None else self.left_ms
@@ -202,3 +213,5 @@ class ServeApp:
     replicas_wanted: int = 0
     """How many Serve aims at."""
     replicas: tuple[Replica, ...] = ()
+    lease_ids: frozenset[str] = frozenset()
+    """Of one that a job has started: where it runs."""

@@ -4,6 +4,7 @@ Every method may raise :class:`~cloudfarm.errors.CloudfarmError`; what else it r
 """
 
 from cloudfarm.ports.farm import (
+    Apps,
     Artifacts,
     Hosts,
     Inference,
@@ -31,6 +32,7 @@ from cloudfarm.ports.store import (
 )
 
 __all__ = [
+    "Apps",
     "Artifacts",
     "CredentialRepository",
     "EventRepository",

@@ -72,6 +72,9 @@ class Serving(Protocol):
         that is to go answers first what it was asked.
         """
 
+    async def remove(self, names: Sequence[str]) -> None:
+        """Take applications out of Serve that jobs have started there."""
+
     async def apps(self) -> Mapping[str, ServeApp]:
         """Return every application by name."""
 
@@ -163,6 +166,22 @@ class Inference(Protocol):
 
     async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
         """Return the texts' vectors; raises as :meth:`generate`."""
+
+
+class Apps(Protocol):
+    """Calls tenants' own applications."""
+
+    def answer(
+        self, app_name: str, scope: Mapping[str, Any], body: bytes
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """Yield the ASGI messages of the answer to an HTTP request as they are made.
+
+        Closing the generator (``aclose``) cancels the work in the application.
+
+        Raises:
+            AppFailedError: if the application fails before its answer is complete.
+            UnavailableError: if no replica answers, or one dies on the way.
+        """
 
 
 class Nudge(Protocol):

@@ -19,6 +19,8 @@ PORTS_OF_HEAD = 200
 PORTS_OF_HOST = 2000
 PORTS_OF_NODE = 50
 """At least so many for each lease node: six for Ray's own parts, the others for its workers."""
+MAX_SERVE_MESSAGE_BYTES = 64 * 1024**2
+"""The most that Serve passes at once between the front door and a replica, by default 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class FarmPaths:
             "RAY_ADDRESS": gcs_address,  # else some of Ray's helpers look for any cluster on the machine
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file),
+            "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(MAX_SERVE_MESSAGE_BYTES),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }

@@ -6,11 +6,12 @@ should run: one tenant's change never touches another's application, which stays
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cloudfarm.domain.workload import Deployment, Replica, ServeApp
-from cloudfarm.raylayer.hook.rules import REVISION_LABEL
+from cloudfarm.errors import UnavailableError
+from cloudfarm.raylayer.hook.rules import LEASE_LABEL, REVISION_LABEL
 from cloudfarm.raylayer.ray_http import RayHttp
 
 FRONT_DOOR = "front-door"
@@ -64,6 +65,18 @@ class ServeClient:
                 await self._http.request("PUT", _PATH, json=config, timeout=120.0)
                 self._applied = text
 
+    async def remove(self, names: Sequence[str]) -> None:
+        """Delete applications that are not in the configuration; Serve's HTTP API deletes all or none."""
+        from ray.exceptions import RayError  # noqa: PLC0415 - only in a process that is connected to the cluster
+        from ray.serve.context import _get_global_client  # noqa: PLC0415
+        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
+
+        try:
+            client = await asyncio.to_thread(_get_global_client)
+            await client._controller.delete_apps.remote(list(names))  # noqa: SLF001 - without waiting for their end
+        except (RayError, RayServeException) as error:
+            raise UnavailableError(f"Serve does not answer: {error}") from error
+
     async def apps(self) -> Mapping[str, ServeApp]:
         """Return every application by name."""
         details = (await self._http.request("GET", _PATH)).json()
@@ -115,7 +128,16 @@ def _seen(name: str, app: Mapping[str, Any]) -> ServeApp:
         message=app.get("message") or "",
         replicas_wanted=max((each["target_num_replicas"] for each in deployments), default=0),
         replicas=tuple(each for those in replicas for each in those),
+        lease_ids=frozenset(_leases(deployments)) if app.get("source") == "imperative" else frozenset(),
     )
+
+
+def _leases(deployments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the leases that the start-up hook has kept an application's deployments in."""
+    for deployment in deployments:
+        selector = deployment["deployment_config"].get("ray_actor_options", {}).get("label_selector") or {}
+        if LEASE_LABEL in selector:
+            yield selector[LEASE_LABEL]
 
 
 def _replica(seen: Mapping[str, Any]) -> Replica:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -11,8 +11,9 @@ from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.quota import tree_in_force
+from cloudfarm.domain.workload import Job, Revision
 from cloudfarm.errors import CloudfarmError
-from cloudfarm.ports import Hosts, RayJobs, Serving, Store
+from cloudfarm.ports import Hosts, RayJobs, Serving, Store, UnitOfWork
 from cloudfarm.steward.checkpoints import Checkpoints
 from cloudfarm.steward.foresight import Foresight
 from cloudfarm.steward.past import Past
@@ -62,6 +63,7 @@ class Observer:
             services = tuple(await uow.services.list(open_only=True))
             revisions = tuple(await uow.revisions.list(open_only=True))
             models = {revision.model_id: await uow.models.get(revision.model_id) for revision in revisions}
+            app_jobs = await _app_jobs(uow, leases, revisions)
         self._known.clear()
         self._known[epoch] = {lease.id: lease for lease in leases}
         hosts, ray_jobs, apps, saved_ms = await asyncio.gather(
@@ -89,6 +91,7 @@ class Observer:
             revisions=revisions,
             loads=loads,
             models=models,
+            app_jobs=app_jobs,
             quotas=tree,
             asks=self.past.asks,
             past=self.past.shares(leases, tree, whole, now_ms),
@@ -100,6 +103,20 @@ class Observer:
             gpu_reserve_percent=self.gpu_reserve_percent,
             stopping=stopping,
         )
+
+
+async def _app_jobs(
+    uow: UnitOfWork, leases: Sequence[Lease], revisions: Sequence[Revision]
+) -> Mapping[str, Job]:
+    """Return the job of each lease that has a tenant's own application to run."""
+    apps = {revision.id: revision for revision in revisions if revision.is_own_app}
+    found: dict[str, Job | None] = {}
+    for lease in leases:
+        if lease.revision_id in apps:
+            name = apps[lease.revision_id].job_name(lease.id)
+            jobs = await uow.jobs.list(lease_id=lease.id)
+            found[lease.id] = next((job for job in jobs if job.submission_id == name), None)
+    return {lease_id: job for lease_id, job in found.items() if job is not None}
 
 
 async def _none() -> None:

@@ -1,5 +1,7 @@
 """What a slice may use, what a lease node is told about its lease, and the lease that a replica asks for."""
 
+import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,7 +9,7 @@ from cloudfarm.domain.host import Host
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask, Grade, Lease, LeaseKind, Slice
 from cloudfarm.domain.quantities import MAX_HOURS, MIB, Shape, gpu_memory_cap
-from cloudfarm.domain.workload import Revision, Service
+from cloudfarm.domain.workload import RUN_APP, Job, ModelVersion, Revision, Service
 from cloudfarm.ports import Artifacts
 
 _STRENGTH = {grade: place for place, grade in enumerate(Grade)}
@@ -74,4 +76,22 @@ def lease_for_replica(service: Service, revision: Revision, now_ms: int) -> Leas
         created_ms=now_ms,
         project=service.project,
         revision_id=revision.id,
+    )
+
+
+def job_for_app(service: Service, revision: Revision, model: ModelVersion, lease_id: str, now_ms: int) -> Job:
+    """Return the job that runs a tenant's own application in a lease of its service."""
+    spec = model.manifest["spec"]
+    words = ["exec", "python", "-m", RUN_APP, spec["import_path"], "--name", revision.app_name]
+    return Job(
+        id=new_id("j"),
+        tenant=service.tenant,
+        owner=service.owner,
+        submission_id=revision.job_name(lease_id),
+        lease_id=lease_id,
+        owns_lease=False,
+        entrypoint=shlex.join([*words, "--args", json.dumps(spec["args"])]),
+        created_ms=now_ms,
+        runtime_env=spec["runtime_env"],
+        message=f"runs {revision.app_name}",
     )

@@ -8,7 +8,7 @@ from cloudfarm.domain.workload import Deployment
 from cloudfarm.ports import Serving, UnitOfWork
 from cloudfarm.steward import view as v
 from cloudfarm.steward.orders import Handler, Orders
-from cloudfarm.steward.placing import lease_for_replica
+from cloudfarm.steward.placing import job_for_app, lease_for_replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class ServiceOrders(Orders):
             v.EndRevision: self._end,
             v.DeleteService: self._delete,
             v.DeployServices: self._deploy,
+            v.RunApp: self._run_app,
+            v.EndApp: self._end_app,
+            v.RemoveApps: self._remove_apps,
         }
 
     async def _lease_replicas(self, decision: v.LeaseReplicas, view: v.FarmView, epoch: int) -> None:
@@ -138,4 +141,30 @@ class ServiceOrders(Orders):
                 for revision, replicas in wanted
             ]
         )
+        return False
+
+    async def _run_app(self, decision: v.RunApp, view: v.FarmView, epoch: int) -> None:
+        async def work(uow: UnitOfWork) -> None:
+            revision = await uow.revisions.get(decision.revision_id)
+            service = await uow.services.get(revision.service_id)
+            model = await uow.models.get(revision.model_id)
+            job = job_for_app(service, revision, model, decision.lease_id, view.now_ms)
+            present = await uow.jobs.list(lease_id=decision.lease_id)
+            if all(each.submission_id != job.submission_id for each in present):
+                await uow.jobs.add(job)
+
+        await self.in_store(epoch, work)
+
+    async def _end_app(self, decision: v.EndApp, view: v.FarmView, epoch: int) -> None:
+        del view
+
+        async def work(uow: UnitOfWork) -> None:
+            await uow.jobs.update(replace(await uow.jobs.get(decision.job_id), target=Target.END))
+
+        await self.in_store(epoch, work)
+
+    async def _remove_apps(self, decision: v.RemoveApps, view: v.FarmView, epoch: int) -> bool:
+        del view
+        await self.check(epoch)
+        await self.serving.remove(decision.names)
         return False

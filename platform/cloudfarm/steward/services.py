@@ -1,22 +1,25 @@
 """What services need next: a lease for each replica of what runs of them, a place in Serve, and who takes over."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, Target
-from cloudfarm.domain.workload import Revision, ServeApp, Service
+from cloudfarm.domain.workload import Job, Revision, ServeApp, Service
 from cloudfarm.steward.scaling import is_fresh, wanted_replicas
 from cloudfarm.steward.view import (
     Decision,
     DeleteService,
     DeployServices,
+    EndApp,
     EndRevision,
     FarmView,
     LeaseReplicas,
     PromoteRevision,
     ReleaseLease,
+    RemoveApps,
+    RunApp,
     ScaleRevision,
     UpdateRevision,
 )
@@ -63,19 +66,29 @@ class _Scene:
             return min(self.wanted, len(self.active))
         return 0 if self.app is None or self.has_left else len(self.active)
 
+    @property
+    def ended_job(self) -> Job | None:
+        """The job that was to run a tenant's own application, if it is over."""
+        jobs = (self.view.app_jobs.get(lease.id) for lease in self.active)
+        return next((job for job in jobs if job is not None and job.status.is_terminal), None)
+
     def standing(self) -> tuple[RevisionStatus, str]:
         """Return what it does, and why."""
         if not self.wanted:
             return RevisionStatus.IDLE, "asleep until the next request"
         if not self.active:
             return RevisionStatus.PENDING, "waits for its lease"
+        if self.ended_job is not None:
+            return RevisionStatus.FAILED, self.ended_job.message or "the job that ran it has ended"
         if self.view.serve_apps is None:
             return self.revision.status, self.revision.message
-        if self.app is None:
-            return RevisionStatus.STARTING, ""
-        if self.app.running:
+        if self.app is not None and self.app.running:
             return RevisionStatus.RUNNING, ""
-        return RevisionStatus.FAILED if self.app.failed else RevisionStatus.STARTING, self.app.message
+        failed = self.app is not None and self.app.failed
+        return (
+            RevisionStatus.FAILED if failed else RevisionStatus.STARTING,
+            self.app.message if self.app else "",
+        )
 
 
 def services(view: FarmView) -> Iterator[Decision]:
@@ -87,10 +100,13 @@ def services(view: FarmView) -> Iterator[Decision]:
             yield DeleteService(service.id)
     for scene in scenes:
         yield from _end(scene) if scene.is_ending else _run(scene)
+        if scene.revision.is_own_app:
+            yield from _run_app(scene)
         if not view.stopping:
             yield from _give_back(scene)
     if view.serve_apps is not None:
-        wanted = ((scene.revision.id, scene.in_serve) for scene in scenes)
+        yield from _abandoned(view, scenes)
+        wanted = ((scene.revision.id, scene.in_serve) for scene in scenes if not scene.revision.is_own_app)
         yield DeployServices(tuple((revision_id, replicas) for revision_id, replicas in wanted if replicas))
     if not view.stopping:
         yield from _left_over(view)
@@ -135,6 +151,30 @@ def _run(scene: _Scene) -> Iterator[Decision]:
         yield ScaleRevision(revision.id, replicas)
     elif len(scene.held) < replicas:
         yield LeaseReplicas(revision.id)
+
+
+def _run_app(scene: _Scene) -> Iterator[Decision]:
+    """Yield the job that runs a tenant's own application, or its end: Serve would import it outside of the lease."""
+    for lease in scene.active:
+        job = scene.view.app_jobs.get(lease.id)
+        if job is None and scene.in_serve and not scene.view.stopping:
+            yield RunApp(scene.revision.id, lease.id)
+        elif (
+            job is not None and not scene.in_serve and job.target is Target.RUN and not job.status.is_terminal
+        ):
+            yield EndApp(job.id)
+
+
+def _abandoned(view: FarmView, scenes: Sequence[_Scene]) -> Iterator[Decision]:
+    """Yield the removal of what jobs have started in Serve and did not live to end: Serve would keep it for ever."""
+    over = {scene.revision.app_name for scene in scenes if scene.ended_job is not None}
+    names = tuple(
+        name
+        for name, app in (view.serve_apps or {}).items()
+        if app.lease_ids and (name in over or app.lease_ids.isdisjoint(view.leases_by_id))
+    )
+    if names:
+        yield RemoveApps(names)
 
 
 def _may_take_over(scene: _Scene) -> bool:

@@ -54,6 +54,8 @@ class FarmView:
     """Every revision of them that has not ended, oldest first."""
     models: Mapping[str, ModelVersion] = field(default_factory=dict)
     """By id: the models of ``revisions``."""
+    app_jobs: Mapping[str, Job] = field(default_factory=dict)
+    """By lease: the job that runs a tenant's own application in it, over or not."""
     loads: LoadReport | None = None
     """What services are asked, as the front door last said; None if it has not said so lately."""
     ray_jobs: Mapping[str, RayJob] | None = None
@@ -266,6 +268,28 @@ class DeployServices:
     """By id of the revision: how many of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunApp:
+    """Make the job that runs a tenant's own application in its lease."""
+
+    revision_id: str
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndApp:
+    """Let the job end that runs a tenant's own application, and with it the application."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveApps:
+    """Take out of Serve what jobs have started there and can no longer end."""
+
+    names: tuple[str, ...]
+
+
 Decision = (
     Grant
     | Wait
@@ -288,5 +312,8 @@ Decision = (
     | EndRevision
     | DeleteService
     | DeployServices
+    | RunApp
+    | EndApp
+    | RemoveApps
 )
 Decisions = tuple[Decision, ...]

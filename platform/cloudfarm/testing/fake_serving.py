@@ -32,6 +32,8 @@ class FakeServing:
     down: bool = False
     seen: Mapping[str, ServeApp] | None = None
     """What was said last."""
+    started: dict[str, ServeApp] = field(default_factory=dict)
+    """What jobs have started; :meth:`start` does so."""
     _replicas: dict[str, list[Replica]] = field(default_factory=dict)
     _specs: dict[str, object] = field(default_factory=dict)
     """What Serve was told of each application that runs."""
@@ -53,8 +55,14 @@ class FakeServing:
         self._check()
         self.move()
         names = {*self._specs, *self._replicas}
-        self.seen = {name: self._app(name) for name in sorted(names)}
+        self.seen = {name: self._app(name) for name in sorted(names)} | self.started
         return self.seen
+
+    async def remove(self, names: Sequence[str]) -> None:
+        """Forget what jobs have started."""
+        self._check()
+        for name in names:
+            self.started.pop(name, None)
 
     def _app(self, name: str) -> ServeApp:
         replicas = tuple(self._replicas.get(name, ()))
@@ -92,6 +100,18 @@ class FakeServing:
             self._replicas.pop(name, None)
             if kept:
                 self._replicas[name] = kept
+
+    def start(self, name: str, lease_id: str, node_id: str | None = None) -> None:
+        """Do what a job in a lease does that runs an application of its tenant's own."""
+        replicas = (Replica(node_id),)
+        self.started[name] = ServeApp(
+            name,
+            running=True,
+            failed=False,
+            replicas_wanted=1,
+            replicas=replicas,
+            lease_ids=frozenset({lease_id}),
+        )
 
     def replicas(self) -> Mapping[str, Sequence[Replica]]:
         """Return what runs now of each application."""

@@ -1,6 +1,6 @@
 """A whole farm in memory: the real steward over the memory store and the fakes, moved on by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -168,14 +168,26 @@ class MemoryFarm:
             return await uow.services.get(service_id)
 
     async def deploy(
-        self, name: str, *, tenant: str = "a", milli_gpus: int = 500, **settings: Any
+        self,
+        name: str,
+        *,
+        tenant: str = "a",
+        milli_gpus: int = 500,
+        import_path: str = "a:b",
+        manifest: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> Service:
         """Keep a new service, or give the one of that name another revision; both have ids made of its name."""
         now_ms = self.clock.now_ms()
         async with self.store.begin() as uow:
             number = await uow.revisions.last_number(tenant, name) + 1
             model = await uow.models.register(
-                tenant=tenant, name=name, uri=f"/{name}/{number}", job_id=None, manifest={}, now_ms=now_ms
+                tenant=tenant,
+                name=name,
+                uri=f"/{name}/{number}",
+                job_id=None,
+                manifest=manifest or {},
+                now_ms=now_ms,
             )
             canary = settings.pop("canary_percent", 0)
             if number == 1:
@@ -194,7 +206,7 @@ class MemoryFarm:
                     name,
                     number,
                     model.id,
-                    "a:b",
+                    import_path,
                     now_ms,
                     replicas=max(1, service.min_replicas),
                     canary_percent=canary,

@@ -21,6 +21,7 @@ from cloudfarm.domain.workload import Job, ModelVersion
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
 from cloudfarm.testing.clock import ManualClock
+from cloudfarm.testing.fake_apps import FakeApps
 from cloudfarm.testing.fake_farm import make_host
 from cloudfarm.testing.fakes_api import FakeInference, FakeLiveLogs, FakeNudge, RecordingMeter
 from cloudfarm.testing.memory_journal import MemoryJournal
@@ -45,6 +46,7 @@ class FrontDoor:
     clock: ManualClock
     live_logs: FakeLiveLogs
     inference: FakeInference
+    apps: FakeApps
     meter: RecordingMeter
     nudge: FakeNudge
     tokens: dict[str, str] = field(default_factory=dict)
@@ -221,6 +223,7 @@ async def open_front_door(
         RecordingMeter(store, clock, MemoryJournal()),
         FakeNudge(),
     )
+    apps = FakeApps()
     context = ApiContext(
         store=store,
         clock=clock,
@@ -228,11 +231,12 @@ async def open_front_door(
         artifacts=FileArtifacts(str(folder / "artifacts")),
         live_logs=live_logs,
         inference=inference,
+        apps=apps,
         meter=meter,
         nudge=nudge,
         log_poll_s=0.0,
     )
-    door = FrontDoor(context, create_app(context), store, clock, live_logs, inference, meter, nudge)
+    door = FrontDoor(context, create_app(context), store, clock, live_logs, inference, apps, meter, nudge)
     async with store.begin() as uow:
         await uow.put_hosts(hosts)
         await _add_credential(uow, door, None, Role.OPERATOR)

@@ -5,10 +5,10 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, CAUSAL_LM, TEXT_EMBEDDING
+from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
 from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.errors import InvalidInputError
-from cloudfarm.ports import Inference
+from cloudfarm.ports import Apps, Inference
 from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.metering import Meter, Use
 from cloudfarm.usecases.open_requests import OpenRequests
@@ -29,6 +29,7 @@ class Calls:
     meter: Meter
     open: OpenRequests
     inference: Inference
+    apps: Apps
 
     async def predict(self, secret: str | None, name: str, payload: Any) -> Mapping[str, Any]:
         """Return a service's answer to a payload of its own kind."""
@@ -36,6 +37,10 @@ class Calls:
         if route.kind in ANSWERED_AS_OPENAI:
             raise InvalidInputError(
                 f"service {route.service.name} is asked at /v1/chat/completions, /v1/completions or /v1/embeddings"
+            )
+        if route.kind == SERVE_APP:
+            raise InvalidInputError(
+                f"service {route.service.name} is asked below /v1/services/{route.service.name}/app/"
             )
         if not isinstance(payload, dict):
             raise InvalidInputError("a request to a service is a JSON object")
@@ -62,6 +67,20 @@ class Calls:
             found = await self.inference.embed(route.app_name, texts)
             use.count(prompt_tokens=found.prompt_tokens)
             return found
+
+    async def exchange(
+        self, secret: str | None, name: str, scope: Mapping[str, Any], body: bytes
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """Yield the ASGI messages of a tenant's own application; closing it cancels the application's work."""
+        route = await self.gate.route(secret, name, what="service")
+        if route.kind != SERVE_APP:
+            raise InvalidInputError(
+                f"service {name} is not a tenant's own application: ask it at /v1/services/{name}/predict"
+            )
+        with self._use(route):
+            async with aclosing(self.apps.answer(route.app_name, scope, body)) as messages:
+                async for message in messages:
+                    yield message
 
     @contextmanager
     def _use(self, route: Route) -> Iterator[Use]:

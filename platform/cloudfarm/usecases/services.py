@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.bundles import CAUSAL_LM, TEXT_EMBEDDING
+from cloudfarm.domain.bundles import CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask
 from cloudfarm.domain.quantities import MAX_HOURS, Shape, parse_count, parse_shape
 from cloudfarm.domain.status import Event, Target
 from cloudfarm.domain.tenant import Role, check_slug
-from cloudfarm.domain.workload import ModelVersion, Revision, Service
+from cloudfarm.domain.workload import RUN_APP, ModelVersion, Revision, Service
 from cloudfarm.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -30,6 +30,7 @@ PROGRAMS: Mapping[str, str] = {
     "windpower-forecaster": "services.forecasts:app",
     CAUSAL_LM: "services.completions:app",
     TEXT_EMBEDDING: "services.embeddings:app",
+    SERVE_APP: RUN_APP,
 }
 """The program that serves each kind of model. Tenants write the manifests: they may choose, not name one."""
 MAX_REPLICAS = 64
@@ -145,6 +146,7 @@ async def deploy_service(
         else:
             _check_replaceable(present, service, asked=replace_model, project_given=project is not None)
             service = (scaling or Scaling()).apply(present)
+        _check_one_lease(service, import_path)
         await check_ask(uow, settings, tenant, _ask_of(service), service.project)
         revision = await _next_revision(uow, service, version.id, import_path, now_ms)
         revision = replace(revision, canary_percent=percent)
@@ -187,6 +189,8 @@ async def change_service(
     async def work(uow: UnitOfWork) -> ServiceView:
         before = await find_service(uow, principal, name, tenant=tenant)
         after = scaling.apply(before)
+        if before.current_id is not None:
+            _check_one_lease(after, (await uow.revisions.get(before.current_id)).import_path)
         if after.max_replicas > before.max_replicas:
             await check_ask(uow, settings, after.tenant, _ask_of(after), after.project)
         after = replace(after, shared=before.shared if shared is None else shared)
@@ -418,11 +422,22 @@ def _ask_of(service: Service) -> Ask:
 
 def _program(version: ModelVersion) -> str:
     kind = version.manifest.get("kind")
+    if kind == SERVE_APP and version.job_id is not None:
+        raise InvalidInputError(
+            "applications are registered by cloudfarm deploy --app, not published by jobs"
+        )
     if isinstance(kind, str) and kind in PROGRAMS:
         return PROGRAMS[kind]
     raise InvalidInputError(
         f"the farm has no program that serves models of kind {quoted(str(kind))}, only {', '.join(PROGRAMS)}",
     )
+
+
+def _check_one_lease(service: Service, import_path: str) -> None:
+    if import_path == RUN_APP and service.max_replicas > 1:
+        raise InvalidInputError(
+            "an application of one's own has one lease: how many replicas it has there, its deployments say"
+        )
 
 
 def _check_replaceable(present: Service, wanted: Service, *, asked: bool, project_given: bool) -> None:

@@ -152,9 +152,16 @@ def served() -> None:
         def __call__(self) -> list[str]:
             return [here(), ray.get(task.options(num_cpus=0).remote())]
 
-    handle = serve.run(Where.bind(), name="tenant", route_prefix="/tenant")
+    handle = serve.run(Where.bind(), name="kaist.where", route_prefix="/where")
     SEEN["replica"] = [node for _ in range(8) for node in handle.remote().result(timeout_s=30)]
-    serve.delete("tenant")
+    serve.delete("kaist.where")
+    refused = []
+    for touch in (lambda: serve.run(Where.bind(), name="farm"), lambda: serve.delete("farm"), serve.shutdown):
+        try:
+            touch()
+        except RuntimeError as error:
+            refused.append(str(error))
+    print("SERVE_REFUSED", json.dumps(refused))
 
 
 PARTS = {"tasks": tasks, "core": core, "choices": choices, "data": data, "train": train, "serve": served}

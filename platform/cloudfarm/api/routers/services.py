@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from cloudfarm.api import schemas, service_schemas
 from cloudfarm.api.auth import Member, Secret, Viewer
 from cloudfarm.api.context import Context, ServiceCalls
-from cloudfarm.usecases import models, services
+from cloudfarm.usecases import apps, models, services
 
 router = APIRouter(prefix="/v1", tags=["Models and services"])
 
@@ -23,6 +23,22 @@ async def list_models(caller: Viewer, context: Context) -> list[schemas.ModelOut
 async def show_model(ref: str, caller: Viewer, context: Context) -> schemas.ModelOut:
     """Return ``name:number``, or the newest version of ``name``."""
     return schemas.ModelOut.of(await models.get_model(context.store, caller, ref))
+
+
+@router.post("/apps", status_code=201)
+async def register_app(body: service_schemas.AppBody, caller: Member, context: Context) -> schemas.ModelOut:
+    """Register an application of one's own, to be deployed as a model is; its packages are uploaded before."""
+    version = await apps.register_app(
+        context.store,
+        context.clock,
+        context.artifacts,
+        caller,
+        import_path=body.import_path,
+        name=body.name,
+        runtime_env=body.runtime_env,
+        args=body.args,
+    )
+    return schemas.ModelOut.of(version)
 
 
 @router.post("/services", status_code=201)

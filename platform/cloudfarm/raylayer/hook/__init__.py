@@ -10,6 +10,7 @@ Environment, set by whoever starts the Ray node, and inherited by all its worker
 | variable | effect |
 |---|---|
 | `CLOUDFARM_LEASE=<id>` | tasks, actors, placement groups, Serve deployments get the selector `lease=<id>` |
+| `CLOUDFARM_TENANT=<slug>` | of Serve's applications the process may touch those named `<slug>.` and more only |
 | `CLOUDFARM_ROLE=control` | head and base nodes: work that names no place gets `farm=control` |
 | either of these | replicas of Serve listen on their node's address only |
 | `CLOUDFARM_SIMULATED_GPUS=1` | Ray Train uses CPU devices where Ray announces simulated GPUs |
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _CONFINE = {
     "ray._raylet": "cloudfarm.raylayer.hook.confine:confine_core_worker",
     "ray.serve._private.config": "cloudfarm.raylayer.hook.confine:confine_replica_config",
+    "ray.serve._private.client": "cloudfarm.raylayer.hook.serve_apps:keep_to_own_applications",
 }
 
 

@@ -221,7 +221,12 @@ def confine_replica_config(config: Any) -> None:
     replica_config = config.ReplicaConfig
     create = replica_config.create
     signature = inspect.signature(create)
-    needed = ("ray_actor_options", "placement_group_bundles", "placement_group_bundle_label_selector")
+    needed = (
+        "ray_actor_options",
+        "placement_group_bundles",
+        "placement_group_bundle_label_selector",
+        "placement_group_fallback_strategy",
+    )
     missing = [name for name in needed if name not in signature.parameters]
     if missing:
         raise HookError(
@@ -234,7 +239,14 @@ def confine_replica_config(config: Any) -> None:
         arguments = signature.bind(*args, **kwargs).arguments
         options = dict(arguments.get("ray_actor_options") or {})
         options["label_selector"] = scope.force(options.get("label_selector"))
+        if options.get("fallback_strategy"):
+            options["fallback_strategy"] = [
+                {**option, "label_selector": scope.force(option.get("label_selector"))}
+                for option in options["fallback_strategy"]
+            ]
         arguments["ray_actor_options"] = options
+        if arguments.get("placement_group_fallback_strategy"):
+            raise ConfinementError("a placement_group_fallback_strategy could lead out of the lease")
         bundles = arguments.get("placement_group_bundles")
         if bundles:
             arguments["placement_group_bundle_label_selector"] = scope.place_bundles(

@@ -20,7 +20,7 @@ FORWARDED = (
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
     "SSL_CERT_FILE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USE_TLS", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY",
-    "RAY_TLS_CA_CERT",
+    "RAY_TLS_CA_CERT", "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH",
 )  # fmt: skip
 """All that a node inherits from its operator. Never the whole environment: it may hold credentials, and a
 host agent runs in a Ray worker, whose own RAY_* variables would lead a raylet astray."""

@@ -1,0 +1,59 @@
+"""Tenants' own applications, in this process."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+from cloudfarm.errors import AppFailedError, UnavailableError
+
+
+@dataclass(slots=True)
+class FakeApps:
+    """Implements :class:`cloudfarm.ports.Apps`: runs ASGI applications, by the names that Serve would have for them."""
+
+    running: dict[str, ASGIApp] = field(default_factory=dict)
+    asked: list[tuple[str, Mapping[str, Any], bytes]] = field(default_factory=list)
+    under_way: int = 0
+
+    async def answer(
+        self, app_name: str, scope: Mapping[str, Any], body: bytes
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """Yield the application's own messages."""
+        name = app_name.partition(".")[2]
+        if app_name not in self.running:
+            raise UnavailableError(f"service {name} does not run just now")
+        self.asked.append((app_name, scope, body))
+        sent: asyncio.Queue[Message | None] = asyncio.Queue()
+        running = asyncio.create_task(self._run(app_name, scope, body, sent))
+        complete = False
+        try:
+            while (message := await sent.get()) is not None:
+                yield message
+                complete = message["type"] == "http.response.body" and not message.get("more_body")
+            if not complete:
+                raise AppFailedError(f"service {name} failed; its log says why") from running.exception()
+        finally:
+            running.cancel()
+            await asyncio.wait((running,))
+
+    async def _run(
+        self, app_name: str, scope: Mapping[str, Any], body: bytes, sent: "asyncio.Queue[Message | None]"
+    ) -> None:
+        received = False
+
+        async def receive() -> Message:
+            nonlocal received
+            if received:
+                await asyncio.Event().wait()
+            received = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        self.under_way += 1
+        try:
+            await self.running[app_name](dict(scope), receive, sent.put)
+        finally:
+            self.under_way -= 1
+            sent.put_nowait(None)

@@ -1,0 +1,156 @@
+"""Tenants' own applications over a whole farm in memory: jobs in their leases run them, which the steward ends."""
+
+import shlex
+
+import pytest
+
+from cloudfarm.domain.bundles import SERVE_APP
+from cloudfarm.domain.status import JobStatus, LeaseStatus, RevisionStatus, ServiceStatus
+from cloudfarm.domain.workload import RUN_APP, Job, Revision
+from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.testing.fake_serving import FRONT_DOOR
+from cloudfarm.testing.farm import MemoryFarm
+from cloudfarm.testing.invariants import check_invariants
+
+APP = "a.sea.1"
+ENV = {"working_dir": "gcs://_ray_pkg_1.zip", "env_vars": {"MODE": "it's fast"}}
+SPEC = {"import_path": "main:app", "runtime_env": ENV, "args": {"size": "it's 3"}}
+
+
+@pytest.fixture
+async def farm() -> MemoryFarm:
+    farm = MemoryFarm()
+    await farm.begin()
+    await deploy(farm)
+    await farm.settle()
+    return farm
+
+
+async def deploy(farm: MemoryFarm) -> None:
+    await farm.deploy("sea", import_path=RUN_APP, manifest={"kind": SERVE_APP, "spec": SPEC})
+
+
+async def pass_time(farm: MemoryFarm, milliseconds: int = LEAVE_MS) -> None:
+    for _ in range(-(-milliseconds // 1000)):
+        farm.clock.advance(1000)
+        await farm.settle()
+
+
+async def jobs(farm: MemoryFarm) -> list[Job]:
+    async with farm.store.begin(write=False) as uow:
+        return list(await uow.jobs.list())
+
+
+async def revision(farm: MemoryFarm, number: int = 1) -> Revision:
+    async with farm.store.begin(write=False) as uow:
+        return await uow.revisions.get(f"r-sea-{number}")
+
+
+async def running(farm: MemoryFarm) -> Job:
+    """Let the application run, and return its job."""
+    job = (await jobs(farm))[-1]
+    farm.serving.start((await revision(farm)).app_name, job.lease_id)
+    await farm.settle()
+    return job
+
+
+async def test_a_job_in_the_lease_runs_the_application(farm) -> None:
+    (job,) = await jobs(farm)
+    (lease,) = await farm.leases_of("r-sea-1")
+    assert (job.tenant, job.owner, job.lease_id, job.owns_lease) == ("a", "kim", lease.id, False)
+    assert job.submission_id == f"app-sea-1-{lease.id}"
+    words = ["exec", "python", "-m", RUN_APP, "main:app", "--name", APP, "--args", '{"size": "it\'s 3"}']
+    assert shlex.split(job.entrypoint) == words
+    assert job.runtime_env == ENV
+    assert farm.ray_jobs.drivers[job.ray_id].label_selector == {"lease": lease.id}
+    assert set(farm.serving.applied) == set()  # Serve is not told: it would import it elsewhere
+    assert (await revision(farm)).status is RevisionStatus.STARTING
+    await running(farm)
+    assert (await revision(farm)).status is RevisionStatus.RUNNING
+    await pass_time(farm)
+    assert [each.id for each in await jobs(farm)] == [job.id]
+    await check_invariants(farm.store)
+
+
+async def test_an_application_whose_job_ends_has_failed_and_nothing_of_it_is_left(farm) -> None:
+    job = await running(farm)
+    farm.ray_jobs.end(job.ray_id, JobStatus.FAILED, "no module main", driver_exit_code=1)
+    await farm.settle()
+    failed = await revision(farm)
+    assert (failed.status, failed.message) == (RevisionStatus.FAILED, "no module main")
+    assert set(await farm.serving.apps()) == {FRONT_DOOR}
+    await pass_time(farm)
+    assert [each.id for each in await jobs(farm)] == [job.id]  # not again and again
+
+    async with farm.store.begin() as uow:
+        await uow.jobs.delete(job.id)
+        await uow.commit()
+    await farm.settle()
+    (again,) = await jobs(farm)
+    farm.serving.start(APP, again.lease_id)
+    await farm.settle()
+    assert (await revision(farm)).status is RevisionStatus.RUNNING
+
+
+async def test_a_deleted_application_is_ended_by_its_job(farm) -> None:
+    job = await running(farm)
+    await farm.undeploy("s-sea")
+    await farm.settle()
+    assert (await farm.job(job.id)).status is JobStatus.RUNNING  # requests may still be on their way
+    await pass_time(farm, LEAVE_MS + 2000)
+    assert (await farm.job(job.id)).status is JobStatus.STOPPED
+    assert set(await farm.serving.apps()) == {
+        FRONT_DOOR
+    }  # also if the job was killed before it did so itself
+    assert (await revision(farm)).status is RevisionStatus.ENDED
+    assert (await farm.service("s-sea")).status is ServiceStatus.DELETED
+    assert await farm.leases_of("r-sea-1") == []
+    await check_invariants(farm.store)
+
+
+async def test_a_lost_lease_is_replaced_and_the_application_runs_anew(farm) -> None:
+    job = await running(farm)
+    (before,) = await farm.leases_of("r-sea-1")
+    farm.hosts.lose(before.slices[0].name)
+    await pass_time(farm)
+    (after,) = await farm.leases_of("r-sea-1")
+    assert after.id != before.id
+    assert after.status is LeaseStatus.ACTIVE
+    assert APP not in await farm.serving.apps()
+    assert (await farm.job(job.id)).status is JobStatus.FAILED
+    (second,) = (each for each in await jobs(farm) if each.id != job.id)
+    assert second.lease_id == after.id
+    farm.serving.start(APP, after.id)
+    await farm.settle()
+    assert (await revision(farm)).status is RevisionStatus.RUNNING
+
+
+async def test_what_other_jobs_have_started_in_serve_ends_with_their_leases(farm) -> None:
+    await farm.request("l-own", "0.5")
+    await farm.settle()
+    farm.serving.start("a.mine", "l-own")
+    await farm.settle()
+    assert "a.mine" in await farm.serving.apps()
+    await farm.release("l-own")
+    await farm.settle()
+    assert "a.mine" not in await farm.serving.apps()
+
+
+async def test_another_version_takes_over_when_it_runs(farm) -> None:
+    first = await running(farm)
+    await deploy(farm)
+    await farm.settle()
+    (second,) = (each for each in await jobs(farm) if each.id != first.id)
+    farm.serving.start("a.sea.2", second.lease_id)
+    await farm.settle()
+    assert (await farm.service("s-sea")).current_id == "r-sea-2"
+    await pass_time(farm, LEAVE_MS + 2000)
+    assert (await farm.job(first.id)).status is JobStatus.STOPPED
+    assert (await farm.job(second.id)).status is JobStatus.RUNNING
+    assert set(await farm.serving.apps()) == {FRONT_DOOR, "a.sea.2"}
+
+
+async def test_a_crashed_steward_makes_no_second_job(farm) -> None:
+    await farm.crash()
+    await farm.settle()
+    assert len(await jobs(farm)) == 1
