@@ -117,7 +117,7 @@ class FakeClient:
     async def __aenter__(self) -> Self:
         """Send the request."""
         self._task = asyncio.create_task(
-            self._app(self._scope, self._to_app.get, self._take),  # type: ignore[arg-type]
+            self._app(self._scope, self._to_app.get, self._take),
         )
         return self
 
