@@ -126,6 +126,33 @@ async def test_exactly_what_is_applied_runs_and_what_is_unchanged_is_not_touched
     await eventually(replaced, "the new model to be served")
 
 
+async def test_replicas_come_and_go_without_the_others_being_touched(replicas):
+    serving = replicas.serving
+    await serving.apply([SEA])
+    seen = await settled(serving, SEA)
+    assert (seen.replicas_wanted, [each.running for each in seen.replicas]) == (1, [True])
+    (node_id,) = {each.node_id for each in seen.replicas}
+    assert node_id is not None
+    before = await replicas.of(SEA)
+
+    await serving.apply([replace(SEA, replicas=2)])  # on the real farm there is no node for the second
+
+    async def app_has(wanted: int, placed: int) -> ServeApp | None:
+        app = (await serving.apps())[SEA.revision.app_name]
+        return app if app.replicas_wanted == wanted and len(app.replicas) == placed else None
+
+    grown = await eventually(lambda: app_has(2, 2), "a second replica")
+    assert grown.running
+    assert node_id in {each.node_id for each in grown.replicas}
+    assert await replicas.of(SEA) == before
+
+    await serving.apply([SEA])
+    shrunk = await eventually(lambda: app_has(1, 1), "the second replica to go")
+    assert [each.node_id for each in shrunk.replicas] == [node_id]
+    assert shrunk.running
+    assert await replicas.of(SEA) == before
+
+
 async def test_a_serve_that_does_not_answer_is_unavailable(farm):
     port = FakeServing(down=True) if farm is None else farm.port("serving_down")
     for call in (port.open, lambda: port.apply([]), port.apps):
