@@ -44,7 +44,9 @@ def regions(draw):
 def record_of(pair):
     """The record's head and its numbers, read back from the prompt."""
     head, *lines = pair.prompt.partition("\n\n")[0].splitlines()
-    return head, {label: int(value.replace(",", "")) for label, value in (line.rsplit(": ", 1) for line in lines)}
+    return head, {
+        label: int(value.replace(",", "")) for label, value in (line.rsplit(": ", 1) for line in lines)
+    }
 
 
 def asked_for(pair, region):
