@@ -8,10 +8,10 @@ T ?= tests
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test test-unit lint format bench bench-scheduler lock clean
+.PHONY: help setup demo test test-unit lint format bench bench-inference bench-scheduler lock clean
 
 help: ## Print this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make .venv with everything in it
 
@@ -45,6 +45,9 @@ format: setup ## Format the code
 
 bench: setup ## Measure and print the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+bench-inference: setup ## Measure services: the front door, tokens a second, cold starts, memory
+	$(BIN)/python -m benchmarks --only serving language
 
 bench-scheduler: setup ## Measure packing, admission, completion times, forecasts and fairness
 	$(BIN)/python -m benchmarks.scheduler

@@ -15,12 +15,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks import databases, jobs, layers, nodes, serving
+from benchmarks import databases, jobs, language, layers, nodes, serving
 from benchmarks.figures import Machine, Row, print_table
 from benchmarks.running_farm import running_farm
 
 REPORT = Path("build") / "bench.json"
 SECTIONS = ("nodes", "jobs", "serving", "layers", "store")
+ON_DEMAND = ("language",)
+"""Measured only when named: `make bench-inference`."""
 
 
 class Bench:
@@ -48,7 +50,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure everything that is wanted."""
-        if self.sections & {"nodes", "jobs", "serving"}:
+        if self.sections & {"nodes", "jobs", "serving", "language"}:
             self.say("bringing a farm up")
             with running_farm() as farm:
                 if self.begins("nodes"):
@@ -60,6 +62,10 @@ class Bench:
                     turns, requests = (3, 150) if self.quick else (5, 400)
                     rows, self.more["cpu_ms_per_request"] = serving.measure(farm, turns, requests, self.say)
                     self.rows += rows
+                if self.begins("language"):
+                    rows, more = language.measure(farm, 2 if self.quick else 5, self.say)
+                    self.rows += rows
+                    self.more.update(more)
                 self.say("taking the farm down")
         if self.begins("layers"):
             self.more["front_door_ms"] = layers.measure(100 if self.quick else 400)
@@ -93,7 +99,12 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer runs: under four minutes, wider spread")
     parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS)
+        "--only",
+        nargs="+",
+        choices=SECTIONS + ON_DEMAND,
+        default=SECTIONS,
+        metavar="SECTION",
+        help=", ".join(SECTIONS + ON_DEMAND),
     )
     asked = parser.parse_args()
     # The farm is taken down also when the benchmark is asked to end.

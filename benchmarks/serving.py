@@ -26,7 +26,7 @@ TITLES = {
     "Serve's proxy": "ray::ProxyActor",
     "front door": "ray::ServeReplica:front-door:",
     "thin ingress": "ray::ServeReplica:stock.ingress:",
-    "the farm's model": f"ray::ServeReplica:{TENANT}.{SERVICE}:",
+    "the farm's model": f"ray::ServeReplica:{TENANT}.{SERVICE}.",
     "the stock model": "ray::ServeReplica:stock.model:",
 }
 
