@@ -44,13 +44,22 @@ def base(outbox):
     return default_models.publish(default_models.SMOLLM2, str(outbox))
 
 
+def engine_processes():
+    """Return the processes below this one that vLLM has started, and that run."""
+    below = psutil.Process().children(recursive=True)
+    running = [each for each in below if each.status() != psutil.STATUS_ZOMBIE]
+    return {each.pid for each in running if any("spawn_main" in part for part in each.cmdline())}
+
+
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def model(request, base):
+    before = engine_processes()
     opened = Completions(base, request.param)
     yield opened
     folder = opened._folder
     opened.close()
     assert not folder.exists()
+    assert engine_processes() == before
 
 
 class Reference:

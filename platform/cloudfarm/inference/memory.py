@@ -11,7 +11,7 @@ _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 _VLLM_BYTES = 5 << 29
 """What vLLM's three processes have on a CPU beside weights and cache, with room for adapters, and the lease node."""
 _LEAST_CACHE_BYTES = 1 << 28
-_MOST_CACHE_BYTES = 1 << 32
+_MOST_CACHE_BYTES = 1 << 30
 
 
 def memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
