@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from cloudfarm.domain.lease import Lease
+from cloudfarm.domain.lease import Lease, LeaseKind, Slice
 from cloudfarm.domain.load import Load, LoadReport
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, ServiceStatus
-from cloudfarm.domain.workload import Revision
+from cloudfarm.domain.workload import Replica, Revision, ServeApp
 from cloudfarm.steward.decide import decide
-from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.steward.services import LEAVE_MS, services
+from cloudfarm.steward.view import FarmView, ReleaseLease
+from cloudfarm.testing.factories import make_lease, make_revision, make_service
 from cloudfarm.testing.fake_serving import FRONT_DOOR
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
@@ -348,3 +350,48 @@ async def test_a_second_steward_with_an_old_decision_makes_no_lease_too_many(far
 
 def farm_decisions(farm: MemoryFarm, view):
     return decide(view, admit=farm.steward.admit, policy=farm.steward.policy)
+
+
+@pytest.mark.parametrize(
+    ("further", "replicas_wanted", "given_back"),
+    [
+        ((), 1, ["l2"]),
+        ((Replica(None, running=False, stopping=True),), 1, ["l2"]),  # it never had a node, and gets none
+        ((Replica(None, running=False),), 1, []),  # Serve is about to place it somewhere
+        ((Replica("ray-l2-0", running=False, stopping=True),), 1, []),  # it has a stream to finish
+        ((), 2, []),  # Serve has not been told yet
+    ],
+)
+def test_a_lease_is_free_when_no_replica_is_on_it_or_about_to_be(
+    further, replicas_wanted, given_back
+) -> None:
+    leases = tuple(
+        make_lease(
+            each,
+            created_ms=number,
+            kind=LeaseKind.SERVICE,
+            revision_id="r1",
+            status=LeaseStatus.ACTIVE,
+            slices=(Slice(each, 0, "h0", (0,), 500, 1, 1, node_id=f"ray-{each}-0"),),
+        )
+        for number, each in enumerate(("l1", "l2"))
+    )
+    app = ServeApp(
+        "kaist.wind.1",
+        running=True,
+        failed=False,
+        replicas_wanted=replicas_wanted,
+        replicas=(Replica("ray-l1-0"), *further),
+    )
+    view = FarmView(
+        now_ms=1_000,
+        tenants={},
+        hosts=(),
+        leases=leases,
+        jobs=(),
+        services=(make_service(current_id="r1"),),
+        revisions=(make_revision(status=RevisionStatus.RUNNING),),
+        serve_apps={app.name: app},
+    )
+    released = [each.lease_id for each in services(view) if isinstance(each, ReleaseLease)]
+    assert released == given_back

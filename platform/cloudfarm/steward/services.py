@@ -203,9 +203,10 @@ def _is_free(lease: Lease, scene: _Scene) -> bool:
         return False
     if scene.app is None:
         return scene.in_serve == 0
-    staying = [replica for replica in scene.app.replicas if not replica.stopping]
+    staying = [replica.node_id for replica in scene.app.replicas if not replica.stopping]
     taken = {replica.node_id for replica in scene.app.replicas}
-    about_to_place = None in taken or scene.app.replicas_wanted > len(staying)
+    # One that stops and never had a node gets none: Serve keeps it for as long as it lets any replica finish.
+    about_to_place = None in staying or scene.app.replicas_wanted > len(staying)
     return not about_to_place and taken.isdisjoint(piece.node_id for piece in lease.slices)
 
 
