@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
 from .conftest import RunningFarm, Tenant, until
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 pytestmark = [pytest.mark.farm, pytest.mark.timeout(600)]
 
@@ -154,6 +157,38 @@ def test_the_engine_runs_in_its_lease_and_nowhere_else(farm: RunningFarm, chat: 
     engines = set(farm.processes("VLLM_NO_USAGE_STATS=1")) & set(farm.leftovers())
     assert engines
     assert engines <= set(farm.processes(f"CLOUDFARM_LEASE={lease}"))
+
+
+def test_an_adapter_tuned_in_a_lease_is_its_tenants_alone_also_on_a_model_opened_to_all(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], chat: dict
+) -> None:
+    univ, solar = tenants
+    with univ.client as client:
+        base = client.get(f"/v1/model-versions/{chat['model']}")["uri"]
+    data = "$CLOUDFARM_STORAGE_PATH/census"
+    tune = f"python finetune_lm.py --base {base} --data {data} --steps 2 --batch-size 1 --held-out 2 --no-use-gpu"
+    job = univ.start_job(
+        "bash",
+        "-c",
+        f"python -m cloudfarm.training.census --out {data} && {tune}",
+        metadata={"gpus": "0.5", "memory": "5GiB"},
+        files=JOBS,
+    )
+    ended = univ.wait_job(job, timeout_s=400)
+    assert ended["status"] == "SUCCEEDED", ended["message"] + univ.logs(job)[-2000:]
+
+    ours = client_of(farm, key(univ)["secret"])
+    assert [model.id for model in ours.models.list()] == ["chat", "chat:census-lora"]
+    told = ours.chat.completions.create(model="chat:census-lora", messages=QUESTION, max_tokens=4)
+    assert (told.model, told.usage.completion_tokens) == ("chat:census-lora", 4)
+
+    with farm.operator as operator:
+        operator.patch("/v1/services/chat?tenant=univ", {"shared": True})
+    theirs = client_of(farm, key(solar)["secret"])
+    assert [(model.id, model.owned_by) for model in theirs.models.list()] == [("chat", "farm")]
+    assert theirs.chat.completions.create(model="chat", messages=QUESTION, max_tokens=2).choices
+    with pytest.raises(openai.NotFoundError):
+        theirs.chat.completions.create(model="chat:census-lora", messages=QUESTION, max_tokens=2)
 
 
 def test_an_embedding_service_has_its_own_kind(farm: RunningFarm, tenants: tuple[Tenant, Tenant]) -> None:
