@@ -23,13 +23,13 @@ from cloudfarm.api.context import ApiContext
 from cloudfarm.api.middleware import BodyLimit, Boundary
 from cloudfarm.artifacts import FileArtifacts
 from cloudfarm.clock import SystemClock
-from cloudfarm.domain.status import ServiceStatus
+from cloudfarm.domain.status import RevisionStatus
 from cloudfarm.domain.tenant import CredentialKind, Role, Tenant, hash_secret, new_secret
 from cloudfarm.inference.forecasts import Forecaster
 from cloudfarm.journal import FileJournal
 from cloudfarm.settings import Settings
 from cloudfarm.store import SqlStore, migrate
-from cloudfarm.testing.factories import add, make_credential, make_service
+from cloudfarm.testing.factories import add, make_credential, make_revision, make_service
 from cloudfarm.testing.fake_apps import FakeApps
 from cloudfarm.testing.fakes_api import FakeLiveLogs, FakeNudge
 from cloudfarm.usecases.access import Principal
@@ -82,8 +82,9 @@ async def _fill(store: SqlStore) -> str:
         model = await uow.models.register(
             tenant=TENANT, name="m", uri="u", job_id=None, manifest={}, now_ms=1
         )
-        service = make_service("s1", model.id, TENANT, SERVICE)
-        await uow.services.add(replace(service, status=ServiceStatus.RUNNING))
+        await uow.services.add(make_service("s1", TENANT, SERVICE, current_id="r1"))
+        revision = make_revision("r1", "s1", model.id, tenant=TENANT, name=SERVICE)
+        await uow.revisions.add(replace(revision, status=RevisionStatus.RUNNING))
         await uow.commit()
     return secret
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, consumes, rule
+from hypothesis.stateful import Bundle, consumes, initialize, multiple, rule
 
 from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.load import Load, LoadReport
@@ -89,6 +89,11 @@ class ServicesMachine(FarmMachine):
     def make_farm(self) -> MemoryFarm:
         return WatchedFarm()
 
+    @initialize(target=services)
+    def begin(self):
+        self.do(self.farm.begin())
+        return multiple(self.deploy((0, 3), 300), self.deploy((1, 3), 500))
+
     @rule(
         target=services,
         bounds=st.sampled_from([(0, 1), (1, 1), (0, 3), (1, 3), (2, 2)]),
@@ -105,7 +110,9 @@ class ServicesMachine(FarmMachine):
         self.do(self.farm.deploy(name, milli_gpus=milli_gpus, **settings_of))
         return name
 
-    @rule(name=services, canary=st.sampled_from([0, 0, 30]), broken=st.booleans())
+    @rule(
+        name=services, canary=st.sampled_from([0, 0, 30]), broken=st.sampled_from([False, False, False, True])
+    )
     def replace_model(self, name: str, canary: int, broken: bool) -> None:
         number = len(self.do(self.farm.revisions(f"s-{name}"))) + 1
         if broken:
@@ -126,6 +133,7 @@ class ServicesMachine(FarmMachine):
     def ask(self, name: str, peak: int) -> None:
         self.loads[f"s-{name}"] = Load(peak, 0, self.farm.clock.now_ms() if peak else 0)
         self.report()
+        self.step()
 
     @rule()
     def report(self) -> None:
