@@ -42,15 +42,14 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "artifacts": {*CORE, "pyarrow"},
     "journal": CORE,
-    # What the thin jobs and services call: usable under plain Ray, without a farm.
+    # What the thin jobs and services call: usable under plain Ray, without a farm. Of the domain its words.
     "training": {
-        "training", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "transformers",
-        "peft",
+        "training", "domain.bundles", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors",
+        "transformers", "peft",
     },
-    # Of the domain the words in which a language model is asked.
     "inference": {
-        "inference", "training", "domain.generation", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic",
-        "safetensors", "transformers", "peft", "vllm", "jinja2", "psutil",
+        "inference", "training", "domain.generation", "domain.bundles", "errors", "ray", "torch", "numpy",
+        "pyarrow", "pydantic", "safetensors", "transformers", "peft", "vllm", "jinja2", "psutil",
     },
     # The decisions on a virtual clock; of the live farm what decides, and its past from the store.
     "simulate": {"domain", "errors", "ports", "scheduler", "steward", "simulate", "numpy", "matplotlib"},

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER
 from cloudfarm.errors import InvalidInputError, NotFoundError
 from cloudfarm.training import bundle, hf_folder, publish
 from cloudfarm.training.bundle import BundleError, DataCard, read_manifest
-from cloudfarm.training.hf_folder import CAUSAL_LM, LORA_ADAPTER, fetch_bundle, weight_shapes
+from cloudfarm.training.hf_folder import fetch_bundle, weight_shapes
 from cloudfarm.training.publish import publish_folder
 
 SPEC = {"context_tokens": 128, "architecture": "LlamaForCausalLM", "licence": "Apache-2.0"}

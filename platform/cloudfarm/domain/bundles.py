@@ -1,7 +1,7 @@
 """What the farm reads from a model's manifest, which a tenant wrote: nothing in it is taken for granted."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 CAUSAL_LM = "causal-lm"
@@ -20,14 +20,17 @@ def kind_of(manifest: Mapping[str, Any]) -> str:
 
 
 def version_of(manifest: Mapping[str, Any]) -> str | None:
-    """Return the short name of exactly these weights, as ``cloudfarm.training.bundle`` computes it; None if none."""
+    """Return the short name of exactly these weights, or None if the manifest does not tell of any."""
     files = manifest.get("files")
     if not isinstance(files, Mapping) or not files:
         return None
     hashes = [file.get("sha256") if isinstance(file, Mapping) else None for _, file in sorted(files.items())]
-    if not all(isinstance(each, str) for each in hashes):
-        return None
-    return hashlib.sha256("".join(map(str, hashes)).encode()).hexdigest()[:12]
+    return weights_version(map(str, hashes)) if all(isinstance(each, str) for each in hashes) else None
+
+
+def weights_version(sha256s: Iterable[str]) -> str:
+    """Return a short name for files of these hashes, in their names' order: 12 digits of a hash of their hashes."""
+    return hashlib.sha256("".join(sha256s).encode()).hexdigest()[:12]
 
 
 def adapts(adapter: Mapping[str, Any], base: Mapping[str, Any]) -> bool:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import safetensors
 
+from cloudfarm.domain.bundles import LORA_ADAPTER
 from cloudfarm.domain.generation import Adapter
 from cloudfarm.inference.engine import LocalAdapter
 from cloudfarm.training.bundle import BundleError, Manifest
 from cloudfarm.training.hf_folder import (
     ADAPTER_WEIGHTS,
-    LORA_ADAPTER,
     AdapterSpec,
     fetch_bundle,
     weight_shapes,

@@ -23,12 +23,13 @@ import pyarrow.parquet
 import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER
 from cloudfarm.domain.generation import Adapter, Generation, Message, Refusal, Sampling
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.inference.completions import Completions
 from cloudfarm.inference.engine import EngineName
 from cloudfarm.training.bundle import read_manifest, resolve
-from cloudfarm.training.hf_folder import CAUSAL_LM, LORA_ADAPTER, AdapterSpec
+from cloudfarm.training.hf_folder import AdapterSpec
 
 JOB = "_job.json"
 """In the output folder; what reads folders of Parquet files skips names that begin with an underscore or a dot."""

@@ -15,13 +15,14 @@ from typing import Any
 
 import transformers
 
+from cloudfarm.domain.bundles import CAUSAL_LM
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
 from cloudfarm.errors import NotFoundError
 from cloudfarm.inference.adapters import Adapters
 from cloudfarm.inference.asked import Prompts, check_sampling
 from cloudfarm.inference.engine import EngineName, LocalAdapter, open_engine
 from cloudfarm.training.bundle import BundleError, Manifest
-from cloudfarm.training.hf_folder import CAUSAL_LM, CausalLmSpec, fetch_bundle
+from cloudfarm.training.hf_folder import CausalLmSpec, fetch_bundle
 
 
 class Completions:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import transformers
 
+from cloudfarm.domain.bundles import TEXT_EMBEDDING
 from cloudfarm.domain.generation import Embeddings, Generation, Refusal
 from cloudfarm.inference.completions import card, fetch_model, scratch_folder
 from cloudfarm.training.bundle import BundleError
-from cloudfarm.training.hf_folder import TEXT_EMBEDDING, EmbeddingSpec
+from cloudfarm.training.hf_folder import EmbeddingSpec
 
 MAX_TEXTS = 2048
 _BATCH = 32

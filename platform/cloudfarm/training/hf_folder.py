@@ -16,11 +16,9 @@ from uuid import uuid4
 import safetensors
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, TEXT_EMBEDDING
 from cloudfarm.training.bundle import MANIFEST, BundleError, Directory, FileName, Manifest, manifest_in
 
-CAUSAL_LM = "causal-lm"
-TEXT_EMBEDDING = "text-embedding"
-LORA_ADAPTER = "lora-adapter"
 KINDS = (CAUSAL_LM, TEXT_EMBEDDING, LORA_ADAPTER)
 
 MODEL_WEIGHTS = "model.safetensors"

@@ -25,13 +25,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.training.bundle import Manifest, Name, read_manifest
 from cloudfarm.training.hf_folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    CAUSAL_LM,
-    LORA_ADAPTER,
     MAX_RANK,
     fetch_bundle,
 )
