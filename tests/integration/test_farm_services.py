@@ -1,9 +1,14 @@
 """From a job's model to an answer: registered, deployed on a lease of its own, called with a key, and kept apart."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import httpx
 import psutil
 import pytest
 
+from cloudfarm.client import FarmClient
 from cloudfarm.errors import CloudfarmError
 
 from .conftest import RunningFarm, Tenant, until
@@ -107,6 +112,68 @@ def test_a_model_is_registered_served_and_kept_apart(
         client.delete("/v1/services/wind")
     univ.wait_lease(lease["id"], "ENDED")
     assert ask(farm, secret, "wind", example).status_code == 404
+
+
+@contextmanager
+def asking(farm: RunningFarm, secret: str, service: str, payload: dict) -> Iterator[list[int]]:
+    """Ask without a pause, two at a time, and note each status."""
+    seen: list[int] = []
+    over = threading.Event()
+
+    def ask_on() -> None:
+        while not over.is_set():
+            seen.append(ask(farm, secret, service, payload).status_code)
+
+    threads = [threading.Thread(target=ask_on) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_new_version_takes_over_and_is_rolled_back_without_dropping_a_request(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+) -> None:
+    univ, _ = tenants
+    first, second = publish(univ, "squall"), publish(univ, "squall")
+    assert (first["ref"], second["ref"]) == ("squall:1", "squall:2")
+    deploy(univ, "squall:1", "gusts")
+    secret, example = key(univ, "gusts"), first["manifest"]["example_input"]
+
+    def settled(client: FarmClient, model: str) -> bool:
+        found = client.get("/v1/services/gusts")
+        return (found["model"], len(found["revisions"]), found["status"]) == (model, 1, "RUNNING")
+
+    with univ.client as client, asking(farm, secret, "gusts", example) as seen:
+        client.post("/v1/services", {"model": "squall:2", "name": "gusts", "gpus": "0.25", "replace": True})
+        until(lambda: settled(client, "squall:2"), "the second version alone", 120)
+        client.post("/v1/services/gusts/rollback")
+        until(lambda: settled(client, "squall:1"), "the first version alone", 120)
+    assert len(seen) > 50
+    assert set(seen) == {200}
+
+
+def test_a_service_sleeps_without_a_lease_and_wakes_at_the_first_request(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+) -> None:
+    univ, _ = tenants
+    model = publish(univ, "lull")
+    with univ.client as client:
+        body = {"model": "lull", "name": "calm", "gpus": "0.25", "min_replicas": 0, "idle_minutes": 0.1}
+        client.post("/v1/services", body)
+
+        def asleep() -> bool:
+            found = client.get("/v1/services/calm")
+            return found["status"] == "IDLE" and not found["leases"]
+
+        until(asleep, "the service to sleep", 180)
+        answer = ask(farm, key(univ, "calm"), "calm", model["manifest"]["example_input"])
+        assert answer.status_code == 200, answer.text
+        assert len(client.get("/v1/services/calm")["leases"]) == 1
 
 
 def test_what_can_never_be_is_refused_and_leaves_nothing(tenants: tuple[Tenant, Tenant]) -> None:
