@@ -32,7 +32,7 @@ async def test_a_day_of_a_tenant(door: FrontDoor):
     assert service.status_code == 201, service.text
     await door.start_service("wind")
     answer = await door.call("alpha.key", "POST", "/v1/services/wind/predict", json={"x": 1})
-    assert answer.json()["app"] == "alpha.wind"
+    assert answer.json()["app"] == "alpha.wind.1"
     door.clock.advance(3_600_000)
     await door.end_lease(lease["id"])
     assert (await door.call("alpha.viewer", "GET", "/v1/usage")).json()["total"] == 1000 * 3600
