@@ -76,7 +76,8 @@ def test_an_ordinary_application_runs_in_its_lease_behind_its_key(
     with univ.client as client:
         client.delete("/v1/services/shop")
     univ.wait_lease(lease, "ENDED", timeout_s=120)
-    assert httpx.get(f"{base}/double/1", headers=headers, timeout=60).status_code == 404
+    # The service itself goes when nothing of it is left.
+    until(lambda: httpx.get(f"{base}/double/1", headers=headers, timeout=60).status_code == 404, "a 404", 30)
     until(lambda: replicas(farm, univ) == [], "the replicas to be gone", 20)
 
 

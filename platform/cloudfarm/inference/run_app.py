@@ -33,13 +33,14 @@ def main() -> int:
     ray.init(log_to_driver=True)
     try:
         try:
-            serve.run(app, name=wanted.name, route_prefix=None)
+            # Serve's own wait for a running application never ends for one that is deleted meanwhile.
+            target = serve.RunTarget(app, name=wanted.name, route_prefix=None)
+            serve.run_many([target], wait_for_applications_running=False)
         except RuntimeError as error:  # also what the start-up hook refuses
             print(f"the application did not start: {error}", file=sys.stderr, flush=True)
             return 1
-        print(f"the application runs as {wanted.name}", flush=True)
-        _watch(wanted.name, Logs(_log_folder(), wanted.name, ray.get_runtime_context().get_job_id()))
-        print(f"{wanted.name} was deleted", file=sys.stderr, flush=True)
+        why = _watch(wanted.name, Logs(_log_folder(), wanted.name, ray.get_runtime_context().get_job_id()))
+        print(why, file=sys.stderr, flush=True)
         return 1
     finally:
         serve.delete(
@@ -93,12 +94,22 @@ class Logs:
                     yield line
 
 
-def _watch(name: str, logs: Logs) -> None:
-    """Show what the replicas write; return when Serve has no such application any more."""
+def _watch(name: str, logs: Logs) -> str:
+    """Show what the replicas write until the application is over; return why it is."""
     from ray import serve  # noqa: PLC0415 - after the arguments have been understood
+    from ray.serve.schema import ApplicationStatus  # noqa: PLC0415
 
-    looks = 0
-    while looks % LOOKS_PER_STATUS or name in serve.status().applications:
+    looks, runs = 0, False
+    while True:
+        if not runs or looks % LOOKS_PER_STATUS == 0:
+            seen = serve.status().applications.get(name)
+            if seen is None:
+                return f"{name} was deleted"
+            if not runs and seen.status is ApplicationStatus.DEPLOY_FAILED:
+                return f"the application did not start: {seen.message}"
+            if not runs and seen.status is ApplicationStatus.RUNNING:
+                runs = True
+                print(f"the application runs as {name}", flush=True)
         for line in logs.news():
             print(line, flush=True)
         time.sleep(LOOK_S)
