@@ -47,7 +47,7 @@ bench: setup ## Measure and print the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
 bench-inference: setup ## Measure services: the front door, tokens a second, cold starts, memory
-	$(BIN)/python -m benchmarks --only serving language
+	$(BIN)/python -m benchmarks --only serving language cold
 
 bench-scheduler: setup ## Measure packing, admission, completion times, forecasts and fairness
 	$(BIN)/python -m benchmarks.scheduler

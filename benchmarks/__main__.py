@@ -21,7 +21,7 @@ from benchmarks.running_farm import running_farm
 
 REPORT = Path("build") / "bench.json"
 SECTIONS = ("nodes", "jobs", "serving", "layers", "store")
-ON_DEMAND = ("language",)
+ON_DEMAND = ("language", "cold")
 """Measured only when named: `make bench-inference`."""
 
 
@@ -50,7 +50,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure everything that is wanted."""
-        if self.sections & {"nodes", "jobs", "serving", "language"}:
+        if self.sections & {"nodes", "jobs", "serving", *ON_DEMAND}:
             self.say("bringing a farm up")
             with running_farm() as farm:
                 if self.begins("nodes"):
@@ -66,6 +66,8 @@ class Bench:
                     rows, more = language.measure(farm, 2 if self.quick else 5, self.say)
                     self.rows += rows
                     self.more.update(more)
+                if self.begins("cold"):
+                    self.more["cold_start_s"] = language.cold_starts(farm, 2 if self.quick else 5, self.say)
                 self.say("taking the farm down")
         if self.begins("layers"):
             self.more["front_door_ms"] = layers.measure(100 if self.quick else 400)

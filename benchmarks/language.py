@@ -158,10 +158,11 @@ class Bare:
 
 
 def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str, Any]]:
-    """Return the rows of tokens a second and first tokens, and cold starts and memory beside them."""
+    """Return the rows of tokens a second and first tokens, and the front door's memory beside them."""
     publish(farm, say)
     rows: list[Row] = []
     with service(farm, SERVICE):
+        farm.wait(f"/v1/services/{SERVICE}", "RUNNING")
         say("a bare engine beside it")
         bare = Bare(str(prepare(SMOLLM2)))
         try:
@@ -170,8 +171,7 @@ def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str,
         finally:
             bare.close()
         memory = asyncio.run(streams(farm, say))
-    cold = cold_starts(farm, turns, say)
-    return rows, {"engine": bare.about, "front_door_memory_mb": memory, "cold_start_s": cold}
+    return rows, {"engine": bare.about, "front_door_memory_mb": memory}
 
 
 def side_by_side(gateway: Gateway, bare: Bare, batch: int, turns: int, say: Say) -> list[Row]:
@@ -236,9 +236,10 @@ async def streams(farm: BenchFarm, say: Say) -> dict[str, float]:
 
 def cold_starts(farm: BenchFarm, turns: int, say: Say) -> dict[str, Any]:
     """Return what a request to a sleeping service waits for, in seconds."""
-    gateway = Gateway(farm, SLEEPER)
+    publish(farm, say)
     parts: dict[str, list[float]] = {}
     with service(farm, SLEEPER, min_replicas=0, max_replicas=1, idle_minutes=IDLE_MINUTES):
+        gateway = Gateway(farm, SLEEPER)
         for turn in range(turns):
             sleep(farm)
             began_s = time.time()
@@ -301,7 +302,6 @@ def service(farm: BenchFarm, name: str, **scaling: Any) -> Iterator[None]:
     """Keep the model answering under a name; ends it afterwards."""
     farm.tenant.post("/v1/services", {"model": SMOLLM2.name, "name": name, **SHAPE, **scaling})
     try:
-        farm.wait(f"/v1/services/{name}", "RUNNING")
         yield
     finally:
         farm.tenant.delete(f"/v1/services/{name}")
