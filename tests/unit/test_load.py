@@ -68,6 +68,13 @@ def test_nobody_for_long_enough_is_none() -> None:
     assert wanted(sleepy, present(1), asked(0, last_ms=0), at_least=1) == 1
 
 
+def test_what_has_never_run_does_not_sleep_before_it_has() -> None:
+    sleepy, new = service(min_replicas=0), make_revision(replicas=1, created_ms=NOW - 600_000)
+    assert new.started_ms is None
+    assert wanted(sleepy, new, LoadReport(NOW, NOW - 600_000)) == 1
+    assert wanted(sleepy, present(1), LoadReport(NOW, NOW - 600_000)) == 0
+
+
 def test_a_canary_needs_its_share_only() -> None:
     assert wanted(service(), present(1, canary_percent=10), asked(80)) == 1
     assert wanted(service(), present(1, canary_percent=25), asked(80)) == 2

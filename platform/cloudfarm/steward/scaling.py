@@ -18,7 +18,8 @@ def wanted_replicas(
     """Return how many replicas a revision should have.
 
     As many as the peak of the last 30 seconds needs with ``target_load`` requests on each: more at once, fewer only
-    when the peak has passed, and none once nobody has asked for ``idle_ms``. What is not known shrinks nothing.
+    when the peak has passed, and none once nobody has asked for ``idle_ms``; but what has never run yet runs once,
+    however long that takes, so that its owner sees whether it does. What is not known shrinks nothing.
 
     Args:
         service: its settings.
@@ -36,11 +37,17 @@ def wanted_replicas(
     needed = -(-peak // (100 * service.target_load))
     if now_ms - report.since_ms < WINDOW_MS:
         needed = max(needed, present)
-    idle_since_ms = max(load.last_request_ms, report.since_ms, revision.started_ms or revision.created_ms)
     asleep = present == 0 and load.peak == 0
-    if not asleep and now_ms - idle_since_ms < service.idle_ms:
+    if not asleep and not _is_idle(service, revision, report, now_ms):
         needed = max(needed, 1)
     return _within(needed, least, service.max_replicas)
+
+
+def _is_idle(service: Service, revision: Revision, report: LoadReport, now_ms: int) -> bool:
+    if revision.started_ms is None:
+        return False
+    last_ms = report.loads.get(service.id, Load()).last_request_ms
+    return now_ms - max(last_ms, report.since_ms, revision.started_ms) >= service.idle_ms
 
 
 def _within(replicas: int, least: int, most: int) -> int:
