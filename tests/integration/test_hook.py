@@ -92,6 +92,7 @@ class Farm:
         )
         _until(lambda: _answers(self.port), 60, "the GCS")
         for name, lease in (("a1", "A"), ("a2", "A"), ("b1", "B"), ("u1", "U")):
+            labels = f"lease={lease},ray-subcluster={lease}"
             env = {
                 "CLOUDFARM_LEASE": lease,
                 "CLOUDFARM_TENANT": "kaist",
@@ -107,7 +108,12 @@ class Farm:
             self.start_node(
                 name,
                 {} if lease == "U" else env,
-                *(f"--address={self.gcs}", "--num-cpus=2", "--num-gpus=1", f"--labels=lease={lease}"),
+                *(
+                    f"--address={self.gcs}",
+                    "--num-cpus=2",
+                    "--num-gpus=1",
+                    f"--labels={labels}",
+                ),
                 namespace_of=head if lease == "B" else None,
             )
         logs = [self.root / f"{name}.log" for name in ("a1", "a2", "b1", "u1")]
@@ -254,7 +260,7 @@ print("SHARED", json.dumps({{name: labels[ray.get(node)] for name, node in share
 @pytest.mark.parametrize(
     ("lease", "parts"),
     [
-        pytest.param("A", "tasks,core,choices,data,train,serve", id="own PID namespace"),
+        pytest.param("A", "tasks,core,choices,view,data,train,serve", id="own PID namespace"),
         pytest.param("B", "tasks", id="head's PID namespace"),
         pytest.param(
             "U",
@@ -273,7 +279,9 @@ def test_unmodified_job_runs_wholly_in_its_lease(farm: Farm, lease: str, parts: 
     seen = _line(output, "SEEN")
     assert seen == {part: [lease] for part in seen}
     if "train" in parts:
-        assert len(seen) == 17, sorted(seen)
+        assert len(seen) == 20, sorted(seen)
+        assert _line(output, "TOTAL") == {"CPU": 4, "GPU": 2, "free GPU": 2}  # of 8 and 4 in the cluster
+        assert (_line(output, "TRAIN_GPUS"), _line(output, "DATA_CPUS")) == (2, 4)
         trained = _line(output, "TRAIN")
         assert (trained["device"], trained["backend"]) == ("cpu", "gloo")
         assert trained["path"] == f"{farm.root}/storage/hook"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cloudfarm.raylayer import hook
-from cloudfarm.raylayer.hook import HookError, confine, defaults, devices, serve_apps, wanted_patches
+from cloudfarm.raylayer.hook import HookError, confine, defaults, devices, serve_apps, view, wanted_patches
 from cloudfarm.raylayer.hook.imports import PatchingFinder, after_import
 from cloudfarm.raylayer.hook.rules import ConfinementError, ControlScope, LeaseScope
 
@@ -70,7 +70,9 @@ def test_wanted_patches_follow_the_environment():
     assert set(wanted_patches({"CLOUDFARM_ROLE": "control"})) == {"ray._raylet", "ray.serve._private.replica"}
     bare = {"CLOUDFARM_LEASE": "A"}
     assert set(wanted_patches(bare)) == {
+        "ray._private.state",
         "ray._raylet",
+        "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
         "ray.serve._private.client",
         "ray.serve._private.config",
         "ray.serve._private.replica",
@@ -97,7 +99,8 @@ def test_wanted_patches_follow_the_environment():
 def test_every_patch_exists():
     full = dict.fromkeys(("CLOUDFARM_LEASE", "CLOUDFARM_STORAGE_PATH", "CLOUDFARM_GPU_MEMORY_FRACTION"), "1")
     full |= {"CLOUDFARM_SIMULATED_GPUS": "1", "CLOUDFARM_NO_PIDNS": "1", "CLOUDFARM_JOB": "j1"}
-    modules = {"confine": confine, "defaults": defaults, "devices": devices, "serve_apps": serve_apps}
+    modules = {"confine": confine, "defaults": defaults, "devices": devices}
+    modules |= {"serve_apps": serve_apps, "view": view}
     for patch in wanted_patches(full).values():
         where, _, name = patch.partition(":")
         assert callable(getattr(modules[where.rpartition(".")[2]], name))

@@ -29,11 +29,13 @@ def with_gpu_memory(piece: Slice, host: Host, reserve_percent: int) -> Slice:
 def node_labels(lease: Lease, piece: Slice) -> Mapping[str, str]:
     """Return the Ray labels of a lease node.
 
-    ``lease`` is the one that confines, ``revision`` the one by which Serve finds the nodes of a service's replicas
-    while leases come and go; the others are for people.
+    ``lease`` is the one that confines, ``ray-subcluster`` the one by which Ray Data and Ray Train count a lease's
+    resources apart from the others', ``revision`` the one by which Serve finds the nodes of a service's replicas while
+    leases come and go; the others are for people.
     """
     return {
         "lease": lease.id,
+        "ray-subcluster": lease.id,
         **({"revision": lease.revision_id} if lease.revision_id is not None else {}),
         "tenant": lease.tenant,
         "host": piece.host,

@@ -37,6 +37,11 @@ class Actor:
         return ray.get(Actor.options(num_cpus=0).remote().where.remote())
 
 
+def every_node() -> list[dict]:
+    """Look at the whole cluster, past what the hook shows."""
+    return ray._private.state.state._connect_and_get_accessor().get_node_table()
+
+
 def tasks() -> None:
     """More tasks than one node takes, and tasks that ask to be spread."""
     SEEN["task"] = ray.get([task.remote() for _ in range(12)])
@@ -64,7 +69,7 @@ def core() -> None:
 def choices() -> None:
     """What a script may say about the place itself."""
     mine = {here()}
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in mine]
+    others = [node["NodeID"] for node in every_node() if node["Alive"] and node["NodeID"] not in mine]
     soft = [NodeAffinitySchedulingStrategy(node, soft=True) for node in others]
     SEEN["soft affinity"] = ray.get([task.options(num_cpus=0, scheduling_strategy=s).remote() for s in soft])
     home = NodeAffinitySchedulingStrategy(here(), soft=False)
@@ -89,6 +94,37 @@ def choices() -> None:
         except RuntimeError as error:
             refused.append(str(error))
     print("REFUSED", json.dumps(refused))
+
+
+def view() -> None:
+    """What the script sees of the cluster, and what Data and an elastic Train run may count on."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        DefaultAutoscalingCoordinator,
+    )
+    from ray.train import ScalingConfig
+    from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+        TrainAutoscalingCoordinatorClient,
+    )
+
+    SEEN["nodes"] = [node["NodeID"] for node in ray.nodes()]
+    total, free = ray.cluster_resources(), ray.available_resources()
+    print("TOTAL", json.dumps({"CPU": total["CPU"], "GPU": total["GPU"], "free GPU": free["GPU"]}))
+
+    train = TrainAutoscalingCoordinatorClient("a run")
+    train.send_resource_request(
+        ScalingConfig(num_workers=4, use_gpu=True, resources_per_worker={"GPU": 1}), 4
+    )
+    reserved = ray.get(train._autoscaling_coordinator.get_reserved_resources.remote("a run"))
+    SEEN["reserved by train"] = list(reserved)
+    print("TRAIN_GPUS", sum(bundle.get("GPU", 0) for bundle in reserved.values()))
+    train.cancel_resource_request()
+
+    data = DefaultAutoscalingCoordinator("a dataset")
+    data.request_resources([], 30, request_remaining=["CPU"])
+    reserved = ray.get(data._autoscaling_coordinator.get_reserved_resources.remote("a dataset"))
+    SEEN["reserved by data"] = list(reserved)
+    print("DATA_CPUS", sum(bundle.get("CPU", 0) for bundle in reserved.values()))
+    data.cancel_request()
 
 
 def data() -> None:
@@ -164,7 +200,15 @@ def served() -> None:
     print("SERVE_REFUSED", json.dumps(refused))
 
 
-PARTS = {"tasks": tasks, "core": core, "choices": choices, "data": data, "train": train, "serve": served}
+PARTS = {
+    "tasks": tasks,
+    "core": core,
+    "choices": choices,
+    "view": view,
+    "data": data,
+    "train": train,
+    "serve": served,
+}
 
 
 def main() -> None:
@@ -174,7 +218,7 @@ def main() -> None:
         start = time.time()
         PARTS[part]()
         print(f"{part}: {time.time() - start:.1f} s", flush=True)
-    leases = {node["NodeID"]: node["Labels"].get("lease", "none") for node in ray.nodes()}
+    leases = {node["NodeID"]: node["Labels"].get("lease", "none") for node in every_node()}
     print(
         "SEEN", json.dumps({part: sorted({leases[node] for node in nodes}) for part, nodes in SEEN.items()})
     )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NODE_ID_LABEL = "ray.io/node-id"
 LEASE_LABEL = "lease"
+SUBCLUSTER_LABEL = "ray-subcluster"
+"""Ray Data's own, on lease nodes with the lease's id."""
 REVISION_LABEL = "revision"
 FARM_LABEL = "farm"
 CONTROL = "control"
