@@ -9,7 +9,7 @@ from cloudfarm.training.hf_folder import weight_shapes
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 """Control groups v2 and v1; within a lease node these are the node's."""
 _VLLM_BYTES = 5 << 29
-"""What vLLM's three processes have on a CPU beside weights and cache, with room for adapters, and the lease node."""
+"""What vLLM's processes have on a CPU beside weights and cache, with room for adapters, and the lease node."""
 _LEAST_CACHE_BYTES = 1 << 28
 _MOST_CACHE_BYTES = 1 << 30
 
