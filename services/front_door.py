@@ -17,7 +17,10 @@ class FrontDoor:
 
         settings = load_settings(Path(state_dir))
         self._listener = Listener(
-            create_app(build_api_context(settings)), settings.bind_address, settings.port
+            create_app(build_api_context(settings)),
+            settings.bind_address,
+            settings.port,
+            max_message_bytes=settings.max_body_bytes,
         )
         await self._listener.open()
 

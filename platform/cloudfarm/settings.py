@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     max_package_bytes: int = Field(default=100 * 1024**2, ge=1)
     """Largest working-dir package."""
     max_body_bytes: int = Field(default=1024**2, ge=1024)
-    """Largest body of any other request."""
+    """Largest body of any other request, and largest message that a client sends to an application by WebSocket."""
     max_open_requests: int = Field(default=4096, ge=1)
     """Requests to services that the front door answers at once."""
     max_open_requests_of_key: int = Field(default=1024, ge=1)

@@ -6,7 +6,7 @@ Ray reads its environment while it is imported, and the tests' own process may h
 import asyncio
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -68,6 +68,48 @@ class Asking:
             return messages, None
         return messages, reading.exception()
 
+    async def talk(
+        self, app_name: str, scope: Mapping[str, Any], steps: Sequence[Mapping[str, Any] | int | None]
+    ) -> tuple[list[Mapping[str, Any]], Exception | None]:
+        """Return what the application said on a WebSocket, and how that ended if not well.
+
+        Args:
+            app_name: of the application.
+            scope: of the WebSocket.
+            steps: what the client says; a number waits until the application has said so much, None leaves.
+        """
+        messages: list[Mapping[str, Any]] = []
+        said, left, to_do = asyncio.Condition(), asyncio.Event(), iter(steps)
+
+        async def receive() -> Mapping[str, Any]:
+            for step in to_do:
+                if step is None:
+                    left.set()
+                elif isinstance(step, int):
+                    async with said:
+                        await said.wait_for(lambda most=step: len(messages) >= most)  # type: ignore[misc]
+                else:
+                    return step
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def listen() -> None:
+            async with aclosing(self._apps.converse(app_name, scope, receive)) as answer:
+                async for message in answer:
+                    async with said:
+                        messages.append(message)
+                        said.notify_all()
+
+        listening, leaving = asyncio.create_task(listen()), asyncio.create_task(left.wait())
+        await asyncio.wait((listening, leaving), return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        leaving.cancel()
+        if not listening.done():
+            listening.cancel()
+            await asyncio.wait((listening,))
+            assert left.is_set(), f"nothing more came after {len(messages)} messages"
+            return messages, None
+        return messages, listening.exception()  # type: ignore[return-value]
+
 
 class FrontDoor:
     """The actor of it."""
@@ -78,6 +120,9 @@ class FrontDoor:
     async def ask(self, *args: Any) -> Any:
         return await self._asking.ask(*args)
 
+    async def talk(self, *args: Any) -> Any:
+        return await self._asking.talk(*args)
+
 
 class RemoteFrontDoor:
     """The port of it."""
@@ -87,6 +132,9 @@ class RemoteFrontDoor:
 
     async def ask(self, *args: Any) -> Any:
         return await self._actor.ask.remote(*args)
+
+    async def talk(self, *args: Any) -> Any:
+        return await self._actor.talk.remote(*args)
 
 
 async def serve(state_dir: Path, pipe: Connection) -> None:

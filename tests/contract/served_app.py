@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketException
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -67,6 +68,42 @@ async def think() -> None:
         await asyncio.sleep(1000)
     finally:
         note("thought")
+
+
+@api.websocket("/talk")
+async def talk(socket: WebSocket) -> None:
+    await socket.accept("v2", [(b"x-own", b"1")])
+    try:
+        while True:
+            message = await socket.receive()
+            match message:
+                case {"type": "websocket.disconnect", "code": code}:
+                    note(f"left:{code}")
+                    return
+                case {"text": "bye"}:
+                    await socket.close(4001, "bye")
+                    return
+                case {"text": "boom"}:
+                    raise OwnError("secret of the application")
+                case {"text": "die"}:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case {"text": "end"}:
+                    return
+                case _:
+                    await socket.send({**message, "type": "websocket.send"})
+    except asyncio.CancelledError:
+        note("left:cancelled")
+        raise
+
+
+@api.websocket("/private")
+async def private() -> None:
+    raise WebSocketException(4003)
+
+
+@api.websocket("/full")
+async def full(socket: WebSocket) -> None:
+    await socket.send_denial_response(PlainTextResponse("full up", 418))
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.5})

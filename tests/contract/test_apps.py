@@ -26,6 +26,28 @@ ROOT = "/v1/services/bay/app"
 RUN = "exec python -m cloudfarm.inference.run_app"
 
 
+CONNECT = {"type": "websocket.connect"}
+
+
+def said(**data: str | bytes) -> dict[str, Any]:
+    return {"type": "websocket.receive", **data}
+
+
+def request(path: str) -> dict[str, Any]:
+    path, _, query = path.partition("?")
+    return {
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "path": ROOT + path,
+        "raw_path": (ROOT + path).encode(),
+        "root_path": ROOT,
+        "query_string": query.encode(),
+        "headers": [(b"host", b"farm.test")],
+        "client": ("127.0.0.1", 9),
+        "server": ("farm.test", 80),
+    }
+
+
 @dataclass
 class Caller:
     """Asks the application over the port."""
@@ -44,33 +66,28 @@ class Caller:
         leave_at: tuple[Path, str] | None = None,
         app: str = NAME,
     ) -> tuple[list[Mapping[str, Any]], Exception | None]:
-        path, _, query = path.partition("?")
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": ROOT + path,
-            "raw_path": (ROOT + path).encode(),
-            "root_path": ROOT,
-            "query_string": query.encode(),
-            "headers": [(b"host", b"farm.test")],
-            "client": ("127.0.0.1", 9),
-            "server": ("farm.test", 80),
-        }
+        scope = {"type": "http", "method": method, "scheme": "http", **request(path)}
         return await self.asking.ask(app, scope, body, most, leave_at)
+
+    async def talk(
+        self, path: str, *steps: Mapping[str, Any] | int | None
+    ) -> tuple[list[Mapping[str, Any]], Exception | None]:
+        extensions = {"websocket.http.response": {}}
+        scope = {"type": "websocket", "scheme": "ws", "subprotocols": ["v1", "v2"], "extensions": extensions}
+        return await self.asking.talk(NAME, {**scope, **request(path)}, [CONNECT, *steps])
 
     async def get(self, path: str, **kwargs: Any) -> tuple[int, bytes]:
         messages, error = await self.ask(path, **kwargs)
         assert error is None
         return messages[0]["status"], b"".join(each.get("body", b"") for each in messages[1:])
 
-    async def noted(self, text: str) -> None:
-        async def look() -> bool:
-            return self.notes.exists() and text in self.notes.read_text().split()
+    async def noted(self, *texts: str) -> None:
+        """Wait until the application has noted one of the texts."""
 
-        await eventually(look, f"the application to note {text!r}")
+        async def look() -> bool:
+            return self.notes.exists() and bool(set(texts) & set(self.notes.read_text().split()))
+
+        await eventually(look, f"the application to note {texts}", 30)
 
 
 def package(farm: BareFarm) -> str:
@@ -188,9 +205,67 @@ async def test_who_leaves_before_the_answer_ends_the_work(caller):
     await caller.noted("thought")
 
 
+async def test_messages_pass_both_ways_on_a_websocket(caller):
+    data = [{"text": "wind"}, {"bytes": b"\x00\xff"}, {"text": ""}, {"bytes": b"x" * 5_000_000}]
+    messages, error = await caller.talk("/talk", *[said(**each) for each in data], 5, said(text="bye"), 6)
+    assert error is None
+    accept, *sent, close = messages
+    assert (accept["type"], accept["subprotocol"]) == ("websocket.accept", "v2")
+    assert (b"x-own", b"1") in [tuple(each) for each in accept["headers"]]
+    assert sent == [{"type": "websocket.send", **each} for each in data]
+    assert close == {"type": "websocket.close", "code": 4001, "reason": "bye"}
+
+
+async def test_many_messages_keep_their_order(caller):
+    numbers = [str(number) for number in range(500)]
+    messages, error = await caller.talk(
+        "/talk", *[said(text=each) for each in numbers], 501, said(text="end")
+    )
+    assert error is None
+    assert [each["text"] for each in messages[1:]] == numbers
+
+
+async def test_an_application_may_refuse_a_websocket(caller):
+    messages, error = await caller.talk("/private")
+    assert (error, [(each["type"], each["code"]) for each in messages]) == (None, [("websocket.close", 4003)])
+    (start, *rest), error = await caller.talk("/full")
+    assert (error, start["type"], start["status"]) == (None, "websocket.http.response.start", 418)
+    assert b"".join(each.get("body", b"") for each in rest) == b"full up"
+
+
+async def test_an_application_sees_that_its_client_left(caller):
+    gone = {"type": "websocket.disconnect", "code": 4321, "reason": "tired"}
+    messages, error = await caller.talk("/talk", said(text="x"), 2, gone)
+    assert (error, len(messages)) == (None, 2)
+    await caller.noted("left:4321")
+
+
+async def test_a_websocket_that_is_given_up_ends_the_work(caller):
+    messages, error = await caller.talk("/talk", 1, None)
+    assert (error, len(messages)) == (None, 1)
+    # What reaches the replica first: that the work is cancelled, or that nothing more comes from the client.
+    await caller.noted("left:cancelled", "left:1006")
+
+
+async def test_a_websockets_application_that_fails_is_an_error(caller):
+    messages, error = await caller.talk("/talk", said(text="boom"))
+    assert len(messages) == 1
+    assert isinstance(error, AppFailedError)
+    assert "secret" not in str(error)
+
+
 async def test_an_application_that_does_not_run_is_unavailable(caller):
     messages, error = await caller.ask("/where", app="kaist.land.1")
     assert messages == []
+    assert isinstance(error, UnavailableError)
+
+
+async def test_a_replica_that_is_killed_ends_its_websockets(caller):
+    """The last that asks this application: it comes back a little later."""
+    if not caller.is_real:
+        pytest.skip("the fake has no process to kill")
+    messages, error = await caller.talk("/talk", said(text="x"), 2, said(text="die"))
+    assert [each["type"] for each in messages] == ["websocket.accept", "websocket.send"]
     assert isinstance(error, UnavailableError)
 
 

@@ -36,7 +36,7 @@ class Slow:
 
 async def test_what_was_asked_before_the_end_is_answered() -> None:
     slow, port = Slow(), free_port()
-    listener = Listener(slow.app, "127.0.0.1", port)
+    listener = Listener(slow.app, "127.0.0.1", port, max_message_bytes=1000)
     await listener.open()
     listener.check()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
@@ -55,7 +55,7 @@ async def test_what_was_asked_before_the_end_is_answered() -> None:
 
 async def test_nobody_else_gets_the_port() -> None:
     slow, port = Slow(), free_port()
-    first, second = (Listener(slow.app, "127.0.0.1", port) for _ in range(2))
+    first, second = (Listener(slow.app, "127.0.0.1", port, max_message_bytes=1000) for _ in range(2))
     with pytest.raises(UnavailableError, match="does not listen"):
         first.check()
     await first.open()

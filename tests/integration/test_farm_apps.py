@@ -1,10 +1,13 @@
 """A tenant's own Serve application on a farm: deployed by one command, asked with a key, kept apart, and gone."""
 
+import json
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from .conftest import RunningFarm, Tenant, until
 
@@ -56,6 +59,20 @@ def test_an_ordinary_application_runs_in_its_lease_behind_its_key(
         came = [(time.monotonic(), piece) for piece in stream.iter_text()]
     assert "".join(piece for _, piece in came) == "".join(f"data: {number}\n\n" for number in range(5))
     assert came[-1][0] - came[0][0] > 0.5, "it came in one piece at the end"
+
+    socket = base.replace("http://", "ws://") + "/haggle"
+    with connect(socket, additional_headers=headers, subprotocols=["prices"], open_timeout=60) as talk:
+        assert talk.subprotocol == "prices"
+        for number in (3, 4):
+            talk.send(str(number))
+            assert json.loads(talk.recv(60)) == {"double": 2 * number, "lease": lease}
+        talk.send("done")
+        with pytest.raises(ConnectionClosed) as closed:
+            talk.recv(60)
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "sold")
+    with pytest.raises(InvalidStatus) as refused, connect(socket, open_timeout=60):
+        pass
+    assert refused.value.response.status_code == 401
 
     assert httpx.get(f"{base}/double/1", timeout=60).status_code == 401
     assert httpx.get(f"{base}/double/1", headers=key(solar), timeout=60).status_code == 404

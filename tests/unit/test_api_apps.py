@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
@@ -12,7 +13,7 @@ from starlette.types import Message
 
 from cloudfarm.domain.bundles import SERVE_APP
 from cloudfarm.errors import AppFailedError
-from cloudfarm.raylayer.serve_http import plain
+from cloudfarm.raylayer.serve_http import _failed, plain
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem
 
@@ -262,3 +263,16 @@ def test_answers_are_read_without_running_what_is_in_them():
             plain(pickle.dumps(answer))
     with pytest.raises(AppFailedError):
         plain(b"no pickle")
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (grpc.StatusCode.UNKNOWN, "service sea.1 failed; its log says why"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "service sea.1 is more than 64 MiB ahead of its client"),
+    ],
+)
+def test_why_an_application_lost_its_client(status, why):
+    nothing = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(status, nothing, nothing, details="secret of the application")
+    assert str(_failed("alpha.sea.1", error)) == why

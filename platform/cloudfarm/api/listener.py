@@ -20,9 +20,15 @@ class Listener:
 
     It does not share the port (``SO_REUSEPORT``), though a successor could then start before it ends: any process of
     the same user could share it as well, and would be sent requests with their keys.
+
+    Args:
+        app: is served.
+        address: of this machine.
+        port: is listened on.
+        max_message_bytes: the most that a client may send in one message of a WebSocket.
     """
 
-    def __init__(self, app: FastAPI, address: str, port: int) -> None:
+    def __init__(self, app: FastAPI, address: str, port: int, *, max_message_bytes: int) -> None:
         self._address, self._port = address, port
         config = uvicorn.Config(
             app,
@@ -32,6 +38,9 @@ class Listener:
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
+            ws="websockets-sansio",  # reads no more while a message waits
+            ws_max_size=max_message_bytes,
+            ws_per_message_deflate=False,  # else a client's few bytes are many messages at once in memory
         )
         self._server = uvicorn.Server(config)
         self._serving: asyncio.Task[None] | None = None

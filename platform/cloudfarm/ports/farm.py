@@ -1,6 +1,6 @@
 """Hosts, Ray, Serve, files: ``raylayer``, ``artifacts`` and ``journal`` implement these; ``testing`` has the fakes."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cloudfarm.domain.generation import Embeddings, Generation, Piece
@@ -180,6 +180,25 @@ class Apps(Protocol):
 
         Raises:
             AppFailedError: if the application fails before its answer is complete.
+            UnavailableError: if no replica answers, or one dies on the way.
+        """
+
+    def converse(
+        self, app_name: str, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Mapping[str, Any]]]
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """Yield the ASGI messages that the application sends to a WebSocket's client, as they are made.
+
+        They end when the application is done with the client, closed or not. Closing the generator (``aclose``)
+        cancels the work in the application.
+
+        Args:
+            app_name: of the application.
+            scope: tells it of the request.
+            receive: returns the next ASGI message of the client, which is asked for when the one before was taken;
+                after the one that says that the client is gone no more.
+
+        Raises:
+            AppFailedError: if the application fails.
             UnavailableError: if no replica answers, or one dies on the way.
         """
 

@@ -1,4 +1,4 @@
-"""HTTP to a tenant's own Serve application: from the front door by handle, as Serve's proxy does it.
+"""HTTP and WebSockets to a tenant's own Serve application: from the front door by handle, as Serve's proxy does it.
 
 The replica gets a pickled ASGI scope, and gives batches of pickled ASGI messages back. It is called by gRPC and in the
 caller's own event loop: so an answer that nobody reads waits in the replica and not in the front door's memory, and
@@ -10,19 +10,30 @@ import io
 import logging
 import pickle
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cloudfarm.errors import AppFailedError, UnavailableError
+from cloudfarm.raylayer.serve_websockets import Inboxes
 
 if TYPE_CHECKING:
+    import grpc
     from ray.serve.handle import DeploymentHandle
 
 ASSIGN_TIMEOUT_S = 60.0
 """How long a request may wait for a replica; how long that one then thinks is its own and its client's affair."""
 _BODY = "http.response.body"
-_MESSAGES = frozenset({"http.response.start", _BODY})
+_ANSWER = frozenset({"http.response.start", _BODY})
+_CONVERSATION = frozenset(
+    {
+        "websocket.accept",
+        "websocket.send",
+        "websocket.close",
+        "websocket.http.response.start",
+        "websocket.http.response.body",
+    }
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +43,7 @@ class ServeApps:
 
     def __init__(self) -> None:
         self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._inboxes = Inboxes()
 
     async def answer(
         self, app_name: str, scope: Mapping[str, Any], body: bytes
@@ -46,30 +58,56 @@ class ServeApps:
 
         complete = False
         try:
-            async with aclosing(self._messages(app_name, scope, body)) as messages:
+            async with aclosing(self._messages(app_name, _request(scope, Body(body)), _ANSWER)) as messages:
                 async for message in messages:
                     yield message
                     complete = message["type"] == _BODY and not message.get("more_body")
         except grpc.RpcError as error:
             # What the application raised, which Serve passes on even after an answer that is whole.
             if not complete:
-                raise AppFailedError(f"service {_name(app_name)} failed; its log says why") from error
+                raise _failed(app_name, error) from error
         if not complete:
             raise AppFailedError(f"service {_name(app_name)} gave no whole answer")
 
+    async def converse(
+        self, app_name: str, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Mapping[str, Any]]]
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """Yield the ASGI messages that the application sends to a WebSocket's client.
+
+        Raises:
+            AppFailedError: if the application fails.
+            UnavailableError: if no replica answers, or one dies on the way.
+        """
+        import grpc  # noqa: PLC0415 - only inside a replica
+
+        async with self._inboxes.one() as inbox:
+            filling = asyncio.create_task(inbox.fill(receive))
+            request = _request(scope, inbox.outlet)
+            try:
+                async with aclosing(self._messages(app_name, request, _CONVERSATION)) as messages:
+                    async for message in messages:
+                        yield message
+            except grpc.RpcError as error:
+                raise _failed(app_name, error) from error
+            finally:
+                filling.cancel()
+                await asyncio.wait((filling,))
+            if not filling.cancelled():
+                filling.result()
+
     async def _messages(
-        self, app_name: str, scope: Mapping[str, Any], body: bytes
+        self, app_name: str, request: bytes, kinds: frozenset[str]
     ) -> AsyncGenerator[Mapping[str, Any]]:
         with self._told(app_name):
             handle = await self._handle(app_name)
             _say_that_it_is_http(app_name)
-            response = handle.remote(_request(scope, body))
+            response = handle.remote(request)
             try:
                 async with asyncio.timeout(ASSIGN_TIMEOUT_S):
                     await response._fetch_future_result_async()  # noqa: SLF001 - nothing else tells of it
                 async for batch in response:
                     for message in plain(batch):
-                        if message["type"] in _MESSAGES:
+                        if message["type"] in kinds:
                             yield message
             finally:
                 response.cancel()
@@ -157,10 +195,22 @@ def _name(app_name: str) -> str:
     return app_name.partition(".")[2]
 
 
-def _request(scope: Mapping[str, Any], body: bytes) -> bytes:
+def _failed(app_name: str, error: "grpc.RpcError") -> AppFailedError:
+    import grpc  # noqa: PLC0415 - only inside a replica
+
+    from cloudfarm.raylayer.paths import MAX_SERVE_MESSAGE_BYTES  # noqa: PLC0415 - replicas import this module
+
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # Serve hands over at once whatever has gathered while the client read.
+        most = f"{MAX_SERVE_MESSAGE_BYTES // 1024**2} MiB"
+        return AppFailedError(f"service {_name(app_name)} is more than {most} ahead of its client")
+    return AppFailedError(f"service {_name(app_name)} failed; its log says why")
+
+
+def _request(scope: Mapping[str, Any], receive: Callable[[Any], Awaitable[bytes]]) -> bytes:
     from ray.serve._private.common import StreamingHTTPRequest  # noqa: PLC0415 - only inside a replica
 
-    return pickle.dumps(StreamingHTTPRequest(dict(scope), receive_asgi_messages=Body(body)))
+    return pickle.dumps(StreamingHTTPRequest(dict(scope), receive_asgi_messages=receive))
 
 
 def _say_that_it_is_http(app_name: str) -> None:

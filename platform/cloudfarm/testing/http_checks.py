@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Self
 from urllib.parse import unquote
 
@@ -161,15 +161,18 @@ class FakeClient:
 class FakeWebSocket:
     """A WebSocket client of an ASGI application, without a server between them."""
 
-    def __init__(self, app: FastAPI, path: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, app: FastAPI, path: str, headers: Mapping[str, str], subprotocols: Sequence[str] = ()
+    ) -> None:
         self._app = app
         self._scope = {
             "type": "websocket",
+            "http_version": "1.1",
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-            "subprotocols": [],
+            "subprotocols": list(subprotocols),
             "extensions": {"websocket.http.response": {}},
             "server": ("farm.test", 80),
             "scheme": "ws",
@@ -178,13 +181,15 @@ class FakeWebSocket:
         }
         self._to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Connect."""
         self._to_app.put_nowait({"type": "websocket.connect"})
         self._task = asyncio.create_task(
-            self._app(self._scope, self._to_app.get, self._from_app.put),  # type: ignore[arg-type]
+            self._app(self._scope, self._to_app.get, self._take),
         )
         return self
 
@@ -196,10 +201,40 @@ class FakeWebSocket:
         """Return the application's next message."""
         return await asyncio.wait_for(self._from_app.get(), timeout=10)
 
-    async def go(self) -> None:
-        """Close the connection as a killed client would."""
+    async def _take(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "websocket.close":  # as servers do
+            self._to_app.put_nowait({"type": "websocket.disconnect", "code": message["code"]})
+        await self._flows.wait()
+        await self._from_app.put(dict(message))
+
+    def send(self, **data: str | bytes) -> None:
+        """Send ``text`` or ``bytes``."""
+        self._to_app.put_nowait({"type": "websocket.receive", **data})
+
+    def stall(self) -> None:
+        """Take nothing any more, without going away."""
+        self._flows.clear()
+
+    def cancel(self) -> None:
+        """Give the connection up on the server's side, as one that is shut down does."""
         if self._task is not None:
-            self._to_app.put_nowait({"type": "websocket.disconnect", "code": 1006})
+            self._task.cancel()
+
+    @property
+    def unread(self) -> int:
+        """How many messages the application's server side has not taken."""
+        return self._to_app.qsize()
+
+    async def ended(self) -> None:
+        """Wait until the application is done with the connection by itself."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            await asyncio.wait_for(task, timeout=10)
+
+    async def go(self, code: int = 1006) -> None:
+        """Close the connection, by default as a killed client would."""
+        if self._task is not None:
+            self._to_app.put_nowait({"type": "websocket.disconnect", "code": code})
             await asyncio.wait_for(self._task, timeout=10)
             self._task = None
 

@@ -1,6 +1,6 @@
 """Calls to services: counted for their callers, and given up when the callers go away."""
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,15 +72,33 @@ class Calls:
         self, secret: str | None, name: str, scope: Mapping[str, Any], body: bytes
     ) -> AsyncGenerator[Mapping[str, Any]]:
         """Yield the ASGI messages of a tenant's own application; closing it cancels the application's work."""
+        route = await self._app(secret, name)
+        with self._use(route):
+            async with aclosing(self.apps.answer(route.app_name, scope, body)) as messages:
+                async for message in messages:
+                    yield message
+
+    async def converse(
+        self,
+        secret: str | None,
+        name: str,
+        scope: Mapping[str, Any],
+        receive: Callable[[], Awaitable[Mapping[str, Any]]],
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """Yield what a tenant's own application sends to a WebSocket's client: one request, as long as it is open."""
+        route = await self._app(secret, name)
+        with self._use(route):
+            async with aclosing(self.apps.converse(route.app_name, scope, receive)) as messages:
+                async for message in messages:
+                    yield message
+
+    async def _app(self, secret: str | None, name: str) -> Route:
         route = await self.gate.route(secret, name, what="service")
         if route.kind != SERVE_APP:
             raise InvalidInputError(
                 f"service {name} is not a tenant's own application: ask it at /v1/services/{name}/predict"
             )
-        with self._use(route):
-            async with aclosing(self.apps.answer(route.app_name, scope, body)) as messages:
-                async for message in messages:
-                    yield message
+        return route
 
     @contextmanager
     def _use(self, route: Route) -> Iterator[Use]:

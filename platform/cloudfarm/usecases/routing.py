@@ -100,6 +100,16 @@ class Gate:
         self._known[who] = now_ms, found
         return self._pick(found)
 
+    async def check(self, secret: str | None, name: str) -> None:
+        """Ask whether whoever has the secret may still call a service; nothing is counted, and nothing woken.
+
+        Raises:
+            UnauthenticatedError, ForbiddenError, NotFoundError: as :meth:`route`.
+        """
+        principal = await self._caller(secret)
+        async with self.store.begin(write=False) as uow:
+            await _find(uow, principal, name)
+
     def _pick(self, ways: _Ways) -> Route:
         """Return one of the ways: a canary's for its share of the service's requests."""
         count = self._asked[ways.service.id]

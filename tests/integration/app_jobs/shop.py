@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -37,6 +37,15 @@ class Shop:
                 await asyncio.sleep(0.2)
 
         return StreamingResponse(pieces(), media_type="text/event-stream")
+
+    @api.websocket("/haggle")
+    async def haggle(self, socket: WebSocket) -> None:
+        await socket.accept("prices")
+        async for text in socket.iter_text():
+            if text == "done":
+                await socket.close(4001, "sold")
+                return
+            await socket.send_json(await self.model.remote(int(text)))
 
 
 app = Shop.bind(Model.bind())
