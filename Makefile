@@ -29,10 +29,15 @@ demo: setup ## Show the whole life of a farm: lease, train, register, serve, sta
 	$(BIN)/python -m cloudfarm.demo
 
 test: setup ## Run all tests (T=tests/unit for one folder or file)
+ifeq ($(T),tests)
+	@$(MAKE) --no-print-directory test-unit
+	$(BIN)/python -m pytest tests -m serial
+else
 	$(BIN)/python -m pytest $(T)
+endif
 
-test-unit: ## Run the tests that need no Ray
-	@$(MAKE) --no-print-directory test T="tests/unit tests/contract -m 'not own_farm'"
+test-unit: setup ## Run the tests that need no farm, on two cores
+	$(BIN)/python -m pytest tests/unit tests/contract -m 'not serial' -n 2 --dist loadfile
 
 lint: setup ## Check style and types
 	$(BIN)/python -m ruff check .

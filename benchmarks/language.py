@@ -25,6 +25,8 @@ SERVICE, SLEEPER = "chat", "sleeper"
 SHAPE = {"gpus": "0.5", "cpus": 2, "memory": "6GiB"}
 BATCHES = (1, 4, 16)
 PROMPT_WORDS, TOKENS = 40, 48
+FIRSTS, FIRST_WORDS = 40, 4
+"""Requests a turn for the time to the first token, and words of a prompt: short, for the way to be seen beside it."""
 CONTEXT_TOKENS = 8192
 STREAMS = 1000
 IDLE_MINUTES = 0.1
@@ -45,9 +47,14 @@ WORDS = (
 Say = Callable[[str], None]
 
 
-def prompts(rng: random.Random, count: int) -> list[str]:
+def prompts(rng: random.Random, count: int, words: int = PROMPT_WORDS) -> list[str]:
     """Return prompts of one length that were never asked before, so that no cache of prefixes helps anybody."""
-    return [" ".join(rng.choices(WORDS, k=PROMPT_WORDS)) + f" {rng.random()}" for _ in range(count)]
+    return [f"{rng.random()} " + " ".join(rng.choices(WORDS, k=words)) for _ in range(count)]
+
+
+def client_of_many() -> httpx.AsyncClient:
+    """Return a client of as many connections as there are requests."""
+    return httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None), trust_env=False)
 
 
 class Gateway:
@@ -61,10 +68,9 @@ class Gateway:
 
     async def answers(self, asked: Sequence[str], tokens: int) -> dict[str, Any]:
         """Stream the answers to several prompts at once; returns what :mod:`benchmarks.bare_vllm` prints."""
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
+        async with client_of_many() as client:
             began_s = time.perf_counter()
-            seen = await asyncio.gather(*(self._answer(client, prompt, tokens) for prompt in asked))
+            seen = await asyncio.gather(*(self.answer(client, prompt, tokens) for prompt in asked))
             seconds = time.perf_counter() - began_s
         return {
             "seconds": seconds,
@@ -72,7 +78,8 @@ class Gateway:
             "first_ms": [1000 * (first_s - began_s) for first_s, _ in seen],
         }
 
-    async def _answer(self, client: httpx.AsyncClient, prompt: str, tokens: int) -> tuple[float, int]:
+    async def answer(self, client: httpx.AsyncClient, prompt: str, tokens: int) -> tuple[float, int]:
+        """Stream one answer; returns when its first token came, and how many came."""
         body = {
             "model": self.service, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
             "stream": True, "stream_options": {"include_usage": True},
@@ -88,7 +95,6 @@ class Gateway:
 
     async def hold(self, count: int, held: asyncio.Event, enough: asyncio.Event) -> None:
         """Keep so many streams open until told."""
-        limits = httpx.Limits(max_connections=None)
         begun = 0
 
         async def one(client: httpx.AsyncClient) -> None:
@@ -113,7 +119,7 @@ class Gateway:
                 if not enough.is_set():
                     raise
 
-        async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
+        async with client_of_many() as client:
             tasks = [asyncio.create_task(one(client)) for _ in range(count)]
             await enough.wait()
             for task in tasks:
@@ -166,19 +172,19 @@ def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str,
         say("a bare engine beside it")
         bare = Bare(str(prepare(SMOLLM2)))
         try:
-            for batch in BATCHES:
-                rows += side_by_side(Gateway(farm, SERVICE), bare, batch, turns, say)
+            gateway = Gateway(farm, SERVICE)
+            rows += [side_by_side(gateway, bare, batch, turns, say) for batch in BATCHES]
+            rows += asyncio.run(first_tokens(gateway, bare, turns, say))
         finally:
             bare.close()
         memory = asyncio.run(streams(farm, say))
     return rows, {"engine": bare.about, "front_door_memory_mb": memory}
 
 
-def side_by_side(gateway: Gateway, bare: Bare, batch: int, turns: int, say: Say) -> list[Row]:
-    """Return two rows: tokens a second, and milliseconds to the first token, in turns."""
+def side_by_side(gateway: Gateway, bare: Bare, batch: int, turns: int, say: Say) -> Row:
+    """Return the row of tokens a second with so many requests at once, in turns."""
     rng = random.Random(batch)  # noqa: S311 - words to ask about
     rates: tuple[list[float], list[float]] = ([], [])
-    firsts: tuple[list[float], list[float]] = ([], [])
     for turn in range(turns + 1):
         seen = (
             asyncio.run(gateway.answers(prompts(rng, batch), TOKENS)),
@@ -188,16 +194,30 @@ def side_by_side(gateway: Gateway, bare: Bare, batch: int, turns: int, say: Say)
             for side, found in enumerate(seen):
                 assert found["tokens"] == batch * TOKENS
                 rates[side].append(found["tokens"] / found["seconds"])
-                firsts[side].append(median(found["first_ms"]))
             say(f"  batch {batch}, turn {turn}: {rates[0][-1]:.1f} v {rates[1][-1]:.1f} tokens/s")
-    added = [ours - theirs for ours, theirs in zip(*firsts, strict=True)]
-    say(
-        f"  batch {batch}: first token {median(added):+.1f} ms (pairs: {', '.join(f'{ms:+.1f}' for ms in added)})"
-    )
+    return Row(6, f"batch {batch}: tokens a second", "1/s", Series.of(rates[0]), Series.of(rates[1]), False)
+
+
+async def first_tokens(gateway: Gateway, bare: Bare, turns: int, say: Say) -> list[Row]:
+    """Return the rows of the time to the first token of single requests, one here and one there, and what is added."""
+    rng = random.Random(0)  # noqa: S311 - words to ask about
+    sides: tuple[list[float], list[float]] = ([], [])
+    async with client_of_many() as client:
+        for _ in range(turns):
+            firsts: tuple[list[float], list[float]] = ([], [])
+            for _ in range(FIRSTS):
+                ours, theirs = prompts(rng, 2, FIRST_WORDS)
+                began_s = time.perf_counter()
+                first_s, _ = await gateway.answer(client, ours, 1)
+                firsts[0].append(1000 * (first_s - began_s))
+                firsts[1] += bare.answers([theirs], 1)["first_ms"]
+            for side, found_ms in enumerate(firsts):
+                sides[side].append(median(found_ms))
+            say(f"  first token, p50 of {FIRSTS}: {sides[0][-1]:.1f} v {sides[1][-1]:.1f} ms")
+    added = [ours_ms - theirs_ms for ours_ms, theirs_ms in zip(*sides, strict=True)]
     return [
-        Row(6, f"batch {batch}: tokens a second", "1/s", Series.of(rates[0]), Series.of(rates[1]), False),
-        Row(6, f"batch {batch}: time to first token", "ms", Series.of(firsts[0]), Series.of(firsts[1])),
-        Row(6, f"batch {batch}: added to the first token", "ms", Series.of(added)),
+        Row(6, "time to the first token, p50", "ms", Series.of(sides[0]), Series.of(sides[1])),
+        Row(6, "added to the first token", "ms", Series.of(added)),
     ]
 
 

