@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from cloudfarm.errors import AppFailedError, UnavailableError
+from cloudfarm.errors import AppFailedError, NoReplicaError
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class FakeApps:
         """Yield the application's own messages."""
         name = app_name.partition(".")[2]
         if app_name not in self.running:
-            raise UnavailableError(f"service {name} does not run just now")
+            raise NoReplicaError(f"service {name} does not run just now")
         self.asked.append((app_name, scope, body))
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
         running = asyncio.create_task(self._run(app_name, scope, body, sent))

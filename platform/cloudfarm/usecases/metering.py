@@ -115,8 +115,12 @@ class Meter:
     _journal_failing: bool = False
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def begin(self, route: Route) -> Use:
+    def begin(self, route: Route, *, again: bool = False) -> Use:
         """Begin a request.
+
+        Args:
+            route: where it goes, and whose it is.
+            again: it was begun before and nobody has got it; it counts as the same one.
 
         Raises:
             TooManyError: if a limit is used up.
@@ -126,7 +130,8 @@ class Meter:
             raise UnavailableError("the farm's store has not told yet what the limits are", retry_after_s=1)
         now_ms = self.clock.now_ms()
         service = route.service
-        self._allowances.admit(route.tenant, route.key_id, now_ms)
+        if not again:
+            self._allowances.admit(route.tenant, route.key_id, now_ms)
         account = Account(
             tenant=route.tenant,
             key_id=route.key_id,
@@ -139,7 +144,8 @@ class Meter:
         shares = self._shares.get(service.id)
         if shares is None:
             shares = self._shares[service.id] = Shares(route.milli_gpus, now_ms)
-        use = Use(self, account, shares, now_ms, shares.begin(now_ms, route.milli_gpus))
+        clock = shares.begin(now_ms, route.milli_gpus)
+        use = Use(self, account, shares, now_ms, clock, _noted=(int(again), 0, 0))
         self._under_way.add(use)
         return use
 
