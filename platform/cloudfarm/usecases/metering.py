@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.served import Account, Note, Shares, Used, by_minute
+from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_minute
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
 from cloudfarm.usecases.limits import Allowances, Budget, month_of
@@ -267,6 +267,7 @@ class Meter:
                     for tenant, key_id in limited
                     if recount or self._allowances.used(tenant, key_id, now_ms) is None
                 }
+                lately = () if self._ready else await uow.served.days(from_ms=now_ms - MINUTE_MS + 1)
         except BaseException:
             self._changed = True
             raise
@@ -284,6 +285,10 @@ class Meter:
             },
             now_ms,
         )
+        by_key: dict[str, Used] = {}
+        for each in lately:
+            by_key[each.account.key_id] = by_key.get(each.account.key_id, Used()) + each.used
+        self._allowances.resume(by_key, now_ms)
         self._ready, self._recount = True, False
 
     def _pending_of(self, tenant: str, key_id: str | None) -> int:
