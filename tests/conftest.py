@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-
 SERIAL = {"integration", "e2e", "gpu"}
 
 

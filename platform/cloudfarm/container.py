@@ -142,6 +142,7 @@ def build_steward(settings: Settings, *, clock: Clock | None = None, **overrides
         ),
         actor=Actor(
             store=store,
+            clock=clock,
             hosts=hosts,
             ray_jobs=ray_jobs,
             serving=serving,

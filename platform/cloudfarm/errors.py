@@ -155,6 +155,13 @@ class UnavailableError(CloudfarmError):
     title = "A part of the farm does not answer just now"
 
 
+class NoReplicaError(UnavailableError):
+    """Nothing of a service runs that could take the request: nobody has got it, so it may safely be sent again."""
+
+    code = "no_replica"
+    title = "Nothing of the service runs that could take the request"
+
+
 class StorageFullError(UnavailableError):
     """No room on the farm's disk; nothing was written."""
 

@@ -152,13 +152,19 @@ def test_cancelling_ends_the_replicas_work_also_before_the_first_piece(seen):
 
 
 @pytest.mark.parametrize(
-    ("name", "pieces"), [("odd", []), ("raise", []), ("missing", []), ("die", ["0", "1"])]
+    ("name", "pieces", "code"),
+    [
+        ("odd", [], "unavailable"),
+        ("raise", [], "unavailable"),
+        ("missing", [], "no_replica"),
+        ("die", ["0", "1"], "unavailable"),
+    ],
 )
-def test_a_replica_that_fails_is_an_error_for_the_caller_and_shows_nothing(seen, name, pieces):
-    *before, (code, detail, _) = seen[name]
+def test_a_replica_that_fails_is_an_error_for_the_caller_and_shows_nothing(seen, name, pieces, code):
+    *before, (found, detail, _) = seen[name]
     # Over gRPC a piece that is still under way when the replica dies may be lost.
     assert before == pieces[: len(before)]
-    assert code == "unavailable"
+    assert found == code
     assert "inside" not in detail
 
 

@@ -140,7 +140,7 @@ async def test_an_application_without_an_answer_has_failed(door: FrontDoor):
         answer = await door.call("alpha.key", "GET", f"{BASE}/")
         assert "secret" not in assert_problem(answer, 502, "app_failed")["detail"]
     del door.apps.running["alpha.sea.1"]
-    assert_problem(await door.call("alpha.key", "GET", f"{BASE}/"), 503, "unavailable")
+    assert_problem(await door.call("alpha.key", "GET", f"{BASE}/"), 503, "no_replica")
 
 
 START = {"type": "http.response.start", "status": 200, "headers": []}

@@ -24,9 +24,9 @@ from cloudfarm.domain.status import (
 from cloudfarm.settings import Settings
 from cloudfarm.simulate.workloads import MEMBERS, read_workload
 from cloudfarm.testing.front_door import open_front_door
+from cloudfarm.usecases.deploying import PROGRAMS
 from cloudfarm.usecases.job_request import LEASE_KEY, SHAPE_KEYS
 from cloudfarm.usecases.runtime_env import ALLOWED_KEYS, REFUSED_ENV_PREFIXES, REFUSED_KEYS
-from cloudfarm.usecases.services import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

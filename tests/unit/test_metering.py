@@ -180,6 +180,38 @@ async def test_a_restart_forgets_nothing_of_the_month(meter):
     assert refused.value.data["used"] == 100
 
 
+async def restarted(meter) -> Meter:
+    meter.journal.close()
+    after = Meter(meter.store, meter.clock, MemoryJournal(meter.journal.folder))
+    await after.step()
+    return after
+
+
+@pytest.mark.parametrize("limits", [Limits(requests_per_minute=3), Limits(tokens_per_minute=90)])
+async def test_a_restart_gives_nobody_another_minutes_worth(meter, limits):
+    await keep(meter.store, lambda uow: uow.credentials.limit("k1", limits))
+    await meter.refresh()
+    meter.clock.advance(5 * MINUTE_MS)
+    for handed_over in (True, True, False):
+        use = meter.begin(route())
+        use.count(prompt_tokens=20, completion_tokens=10)
+        use.end()
+        if handed_over:
+            await meter.step()
+    after = await restarted(meter)
+    with pytest.raises(TooManyError) as refused:
+        after.begin(route())
+    assert refused.value.data["used"] == refused.value.data["limit_value"]
+    after.begin(route(key_id="k2")).end()
+    await after.step()  # taken off once, and not at every step
+    after.clock.advance(MINUTE_MS // 3)
+    after.begin(route()).end()
+    after.clock.advance(MINUTE_MS)
+    again = await restarted(after)  # what is longer ago is made good
+    for _ in range(3):
+        again.begin(route()).end()
+
+
 async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over(meter):
     for _ in range(2):
         use = meter.begin(route())

@@ -1,13 +1,17 @@
 """Tenants' own applications over a whole farm in memory: jobs in their leases run them, which the steward ends."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from cloudfarm.domain.bundles import SERVE_APP
-from cloudfarm.domain.status import JobStatus, LeaseStatus, RevisionStatus, ServiceStatus
+from cloudfarm.domain.load import Load, LoadReport
+from cloudfarm.domain.status import JobStatus, LeaseStatus, RevisionStatus, ServiceStatus, Target
 from cloudfarm.domain.workload import RUN_APP, Job, Revision
+from cloudfarm.steward.decide import decide
 from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.steward.view import EndApp
 from cloudfarm.testing.fake_serving import FRONT_DOOR
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
@@ -148,6 +152,71 @@ async def test_another_version_takes_over_when_it_runs(farm) -> None:
     assert (await farm.job(first.id)).status is JobStatus.STOPPED
     assert (await farm.job(second.id)).status is JobStatus.RUNNING
     assert set(await farm.serving.apps()) == {FRONT_DOOR, "a.sea.2"}
+
+
+async def asleep(farm: MemoryFarm) -> Job:
+    """Let the application run and fall asleep, so that its job has been told to end it; return that."""
+    async with farm.store.begin() as uow:
+        service = await uow.services.get("s-sea")
+        await uow.services.update(replace(service, min_replicas=0, idle_ms=60_000))
+        await uow.commit()
+    job = await running(farm)
+    farm.clock.advance(60_000)
+    report(farm, 0)
+    await farm.settle()
+    farm.clock.advance(LEAVE_MS)
+    await farm.steward.step()
+    await farm.steward.actor.finish()
+    assert (await farm.job(job.id)).target is Target.END
+    assert APP in await farm.serving.apps()
+    return job
+
+
+def report(farm: MemoryFarm, waiting: int) -> None:
+    now_ms = farm.clock.now_ms()
+    load = Load(waiting, waiting, now_ms if waiting else 1)
+    farm.steward.report(LoadReport(now_ms, now_ms - 3_600_000, {"s-sea": load}))
+
+
+async def test_who_comes_while_an_application_is_being_ended_waits_for_another_lease(farm) -> None:
+    first = await asleep(farm)
+    report(farm, 1)
+    for _ in range(5):
+        await farm.step()
+        assert (await revision(farm)).status is not RevisionStatus.RUNNING
+        assert (await revision(farm)).status is not RevisionStatus.FAILED
+    await farm.settle()
+    assert (await farm.job(first.id)).status is JobStatus.STOPPED
+    (lease,) = await farm.leases_of("r-sea-1")
+    assert lease.id != first.lease_id
+    await running(farm)
+    assert (await revision(farm)).status is RevisionStatus.RUNNING
+    assert len(await jobs(farm)) == 2
+    await check_invariants(farm.store)
+
+
+async def test_an_application_that_was_woken_meanwhile_is_not_ended(farm) -> None:
+    """The order to end it is slow, and late: what was decided before the request came."""
+    async with farm.store.begin() as uow:
+        service = await uow.services.get("s-sea")
+        await uow.services.update(replace(service, min_replicas=0, idle_ms=60_000))
+        await uow.commit()
+    job = await running(farm)
+    farm.clock.advance(60_000)
+    report(farm, 0)
+    await farm.settle()
+    farm.clock.advance(LEAVE_MS)
+    view = await farm.steward.observer.look(farm.steward.epoch, loads=farm.steward._loads)
+    late = decide(view, admit=farm.steward.admit, policy=farm.steward.policy)
+    assert EndApp(job.id) in late
+    report(farm, 1)
+    async with farm.store.begin() as uow:
+        await uow.revisions.update(replace(await uow.revisions.get("r-sea-1"), replicas=1))
+        await uow.commit()
+    await farm.steward.actor.carry_out(late, view, farm.steward.epoch)
+    await farm.settle()
+    assert (await farm.job(job.id)).target is Target.RUN
+    assert (await revision(farm)).status is RevisionStatus.RUNNING
 
 
 async def test_a_crashed_steward_makes_no_second_job(farm) -> None:

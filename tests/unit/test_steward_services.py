@@ -1,5 +1,6 @@
 """Services over a whole farm in memory: a lease a replica, revisions that take over, replicas that come and go."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -308,6 +309,74 @@ async def test_who_comes_while_a_service_falls_asleep_finds_it_running(farm) -> 
     await pass_time(farm)
     assert await statuses(farm) == [RevisionStatus.RUNNING]
     assert farm.serving.nodes_of("a.wind.1") == before
+
+
+async def test_who_comes_while_serve_is_told_to_let_go_does_not_find_it_running(farm) -> None:
+    """What Serve says then is what was before it had taken that: who is sent there finds nothing."""
+    await asleep(farm)
+    farm.serving.taking = asyncio.Event()
+    farm.clock.advance(LEAVE_MS)
+    await look(farm)
+    report(farm, peak=1, waiting=1)
+    for _ in range(3):
+        await look(farm)
+    woken = await revision(farm)
+    assert (woken.replicas, woken.status) == (1, RevisionStatus.IDLE)
+    assert "a.wind.1" in farm.serving.applied
+    farm.serving.taking.set()
+    await farm.settle()
+    assert await statuses(farm) == [RevisionStatus.RUNNING]
+    assert farm.serving.deployed["a.wind.1"] == 2
+    await check_invariants(farm.store)
+
+
+async def asleep(farm: MemoryFarm) -> None:
+    """Let a service fall asleep, and stop at the moment from which on it gets no requests any more."""
+    await farm.deploy("wind", min_replicas=0, idle_ms=60_000)
+    await farm.settle()
+    last_ms = farm.clock.now_ms()
+    farm.clock.advance(60_000)
+    report(farm, peak=0, last_ms=last_ms)
+    await farm.settle()
+    assert await statuses(farm) == [RevisionStatus.IDLE]
+
+
+async def look(farm: MemoryFarm) -> None:
+    """Let the steward look once, and wait for none of its orders that takes long."""
+    farm.steward.actor.patience_s = 0
+    await farm.steward.step()
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_requests_stop_coming_when_that_is_stored_and_not_when_it_is_decided(farm) -> None:
+    await farm.deploy("wind")
+    await farm.settle()
+    await farm.deploy("wind")
+    for _ in range(20):  # until the second one is to take over
+        view = await farm.steward.observer.look(farm.steward.epoch)
+        decisions = farm_decisions(farm, view)
+        farm.clock.advance(LEAVE_MS)  # the store is slow
+        await farm.steward.actor.carry_out(decisions, view, farm.steward.epoch)
+        await farm.steward.actor.finish()
+        if (await farm.service(WIND)).current_id == "r-wind-2":
+            break
+    assert (await revision(farm)).left_ms == farm.clock.now_ms()
+
+
+async def test_requests_to_what_falls_asleep_stop_coming_when_that_is_stored(farm) -> None:
+    await asleep(farm)
+    report(farm, peak=1, waiting=1)
+    await farm.settle()
+    farm.clock.advance(60_000)
+    report(farm, peak=0, last_ms=1)
+    view = await farm.steward.observer.look(farm.steward.epoch, loads=farm.steward._loads)
+    await farm.steward.actor.carry_out(farm_decisions(farm, view), view, farm.steward.epoch)
+    view = await farm.steward.observer.look(farm.steward.epoch, loads=farm.steward._loads)
+    farm.clock.advance(LEAVE_MS)  # the store is slow
+    await farm.steward.actor.carry_out(farm_decisions(farm, view), view, farm.steward.epoch)
+    idle = await revision(farm)
+    assert (idle.status, idle.left_ms) == (RevisionStatus.IDLE, farm.clock.now_ms())
 
 
 async def test_what_is_to_take_over_stays_awake(farm) -> None:

@@ -154,13 +154,20 @@ class Inference(Protocol):
     """Calls a service's replicas."""
 
     async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
-        """Return the service's answer; raises InvalidInputError for what the service refuses, UnavailableError else."""
+        """Return the service's answer.
+
+        Raises:
+            InvalidInputError: for what the service refuses.
+            NoReplicaError: if there is no replica that could take it.
+            UnavailableError: if none answers in time, or one dies on the way.
+        """
 
     def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
         """Yield the answer as it is made; closing the generator (``aclose``) stops the work in the engine.
 
         Raises:
             InvalidInputError: for what the engine refuses, with ``param`` and ``openai_code`` in its data.
+            NoReplicaError: before the first piece, if there is no replica that could take it.
             UnavailableError: if no replica answers, or one dies on the way.
         """
 
@@ -180,6 +187,7 @@ class Apps(Protocol):
 
         Raises:
             AppFailedError: if the application fails before its answer is complete.
+            NoReplicaError: before the first message, if there is no replica that could take it.
             UnavailableError: if no replica answers, or one dies on the way.
         """
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cloudfarm.errors import AppFailedError, UnavailableError
+from cloudfarm.errors import AppFailedError, NoReplicaError, UnavailableError
 from cloudfarm.raylayer.serve_websockets import Inboxes
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class ServeApps:
 
         Raises:
             AppFailedError: if the application fails before its answer is complete.
+            NoReplicaError: if there is no replica that could take the request.
             UnavailableError: if no replica answers, or one dies on the way.
         """
         import grpc  # noqa: PLC0415 - only inside a replica
@@ -76,6 +77,7 @@ class ServeApps:
 
         Raises:
             AppFailedError: if the application fails.
+            NoReplicaError: if there is no replica that could take it; nothing of the client was received then.
             UnavailableError: if no replica answers, or one dies on the way.
         """
         import grpc  # noqa: PLC0415 - only inside a replica
@@ -123,7 +125,7 @@ class ServeApps:
         client = _get_global_client()
         ingress = await client._controller.get_ingress_deployment_name.remote(app_name)  # noqa: SLF001
         if ingress is None:
-            raise UnavailableError(f"service {_name(app_name)} does not run just now")
+            raise NoReplicaError(f"service {_name(app_name)} does not run just now")
         handle: DeploymentHandle[Any] = DeploymentHandle(ingress, app_name)
         # As a proxy: Serve sends HTTP to an ingress from nowhere else.
         handle._init(_source=DeploymentHandleSource.PROXY, _run_router_in_separate_loop=False)  # noqa: SLF001
@@ -150,9 +152,13 @@ class ServeApps:
 
     def _silent(self, app_name: str, error: BaseException) -> UnavailableError:
         """Return what to tell the caller, and ask for the application anew the next time."""
+        from ray.serve.exceptions import DeploymentUnavailableError  # noqa: PLC0415 - only inside a replica
+
         log.warning("%s: %s: %s", app_name, type(error).__name__, error)
         self._handles.pop(app_name, None)
-        return UnavailableError(f"service {_name(app_name)} does not answer just now")
+        # Serve says so before it has chosen a replica, of an application that has ended.
+        kind = NoReplicaError if isinstance(error, DeploymentUnavailableError) else UnavailableError
+        return kind(f"service {_name(app_name)} does not answer just now")
 
 
 class Body:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
-from cloudfarm.errors import InvalidInputError, UnavailableError
+from cloudfarm.errors import InvalidInputError, NoReplicaError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class ServeInference:
 
         Raises:
             InvalidInputError: for a payload that the service refuses.
+            NoReplicaError: if there is none that could take it.
             UnavailableError: if no replica answers in time.
         """
         with self._told(app_name):
@@ -50,6 +51,7 @@ class ServeInference:
 
         Raises:
             InvalidInputError: for what the engine refuses.
+            NoReplicaError: if there is none that could take it.
             UnavailableError: if no replica answers, or one dies on the way.
         """
         with self._told(app_name):
@@ -80,12 +82,17 @@ class ServeInference:
 
     def _handle(self, app_name: str, method: str, *, stream: bool = False) -> Any:
         from ray import serve  # noqa: PLC0415 - only inside a replica
+        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
 
         handles = self._handles.get(app_name)
         if handles is None:
             if len(self._handles) >= MOST_APPS:
                 self._handles.clear()  # Serve forgets a router that has no handle
-            handles = self._handles[app_name] = {"": serve.get_app_handle(app_name)}
+            try:
+                handle = serve.get_app_handle(app_name)
+            except RayServeException as error:  # Serve has no such application
+                raise NoReplicaError(_silence(app_name)) from error
+            handles = self._handles[app_name] = {"": handle}
         if method not in handles:
             handles[method] = handles[""].options(
                 method_name=method, stream=stream, _by_reference=BY_REFERENCE
@@ -97,6 +104,8 @@ class ServeInference:
         """Turn what Ray or the replica raises into an error for the caller."""
         try:
             yield
+        except NoReplicaError:
+            raise
         except Exception as error:  # over gRPC whatever the replica has raised is raised here as it is
             raise self._silent(app_name, error) from error
         except asyncio.CancelledError as error:
@@ -107,12 +116,17 @@ class ServeInference:
             raise self._silent(app_name, error) from error
 
     def _silent(self, app_name: str, error: BaseException) -> UnavailableError:
-        from ray.serve.exceptions import RayServeException  # noqa: PLC0415 - only inside a replica
+        from ray.serve.exceptions import (  # noqa: PLC0415 - only inside a replica
+            DeploymentUnavailableError,
+            RayServeException,
+        )
 
         log.warning("%s: %s: %s", app_name, type(error).__name__, error)
         if isinstance(error, RayServeException | TimeoutError):  # perhaps it is another application by now
             self._handles.pop(app_name, None)
-        return UnavailableError(f"service {_name(app_name)} does not answer just now")
+        # Serve says so before it has chosen a replica, of an application that has ended.
+        kind = NoReplicaError if isinstance(error, DeploymentUnavailableError) else UnavailableError
+        return kind(_silence(app_name))
 
 
 async def _answered(response: Any, timeout_s: float) -> Any:
@@ -129,6 +143,10 @@ def _refused(app_name: str, item: object) -> InvalidInputError | UnavailableErro
     if isinstance(item, Refusal):
         return InvalidInputError(item.detail, param=item.param, openai_code=item.code)
     return UnavailableError(f"service {_name(app_name)} answered with something that is no answer")
+
+
+def _silence(app_name: str) -> str:
+    return f"service {_name(app_name)} does not answer just now"
 
 
 def _name(app_name: str) -> str:

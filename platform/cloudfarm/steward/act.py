@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cloudfarm.clock import Clock
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.status import Transition
 from cloudfarm.errors import CloudfarmError, FencedError, StaleError, UnavailableError
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 TOGETHER = 1000
 """Changes of one transaction at most: what the API wants to write waits for so many."""
+_Key = tuple[type, str, str]
 _NAMES = ("lease_id", "job_id", "revision_id", "service_id", "name")
 
 
@@ -28,6 +30,7 @@ class Actor:
     """Executes decisions; computes none."""
 
     store: Store
+    clock: Clock
     hosts: Hosts
     ray_jobs: RayJobs
     serving: Serving
@@ -35,7 +38,7 @@ class Actor:
     max_log_bytes: int
     patience_s: float = 1.0
     """How long a step waits for what it ordered; what takes longer goes on beside the next steps."""
-    _under_way: dict[object, asyncio.Task[bool]] = field(default_factory=dict)
+    _under_way: dict[_Key, asyncio.Task[bool]] = field(default_factory=dict)
     _handlers: Mapping[type, Handler] = field(init=False)
     _fenced: FencedError | None = None
     """What an order has met that nobody waited for: the next step raises it, if there is one."""
@@ -43,7 +46,7 @@ class Actor:
     def __post_init__(self) -> None:
         leases = LeaseOrders(self.store, self.hosts, self.artifacts)
         workloads = WorkloadOrders(self.store, self.hosts, self.ray_jobs, self.artifacts, self.max_log_bytes)
-        services = ServiceOrders(self.store, self.serving)
+        services = ServiceOrders(self.store, self.clock, self.serving)
         self._handlers = {**leases.handlers(), **workloads.handlers(), **services.handlers()}
 
     async def carry_out(self, decisions: v.Decisions, view: v.FarmView, epoch: int) -> int:
@@ -67,6 +70,11 @@ class Actor:
             del self._under_way[key]
         self._check()
         return changed + sum(task.result() for task in ended.values())
+
+    @property
+    def tells_serve(self) -> bool:
+        """Whether Serve is being told what to run: until then it cannot be said what is left of what it has."""
+        return any(kind is v.DeployServices for kind, *_ in self._under_way)
 
     async def finish(self) -> None:
         """Wait for everything that is under way; for tests and for an orderly end.
@@ -150,7 +158,7 @@ class Actor:
         return False
 
 
-def _key(decision: v.Decision) -> object:
+def _key(decision: v.Decision) -> _Key:
     """Return what two decisions share that must not be carried out at the same time."""
     name = next((getattr(decision, name) for name in _NAMES if hasattr(decision, name)), "")
     piece = getattr(decision, "slice", None)

@@ -57,7 +57,11 @@ class Steward:
             FencedError: if a newer steward has taken over.
         """
         self._look_ms = None  # a step that fails is tried again at the next tick, not at once
+        late = self.actor.tells_serve
         view = await self.observer.look(self.epoch, self.since_ms, self._loads)
+        if late:
+            # What it says now may be of before it took that: a service that is put to sleep would seem to run.
+            view = replace(view, serve_apps=None)
         self._look_ms = self.next_look_ms(view)
         decisions = decide(view, admit=self.admit, policy=self.policy)
         changed = await self.actor.carry_out(decisions, view, self.epoch)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cloudfarm.clock import Clock
 from cloudfarm.domain.status import Event, RevisionStatus, ServiceStatus, Target, transition
 from cloudfarm.domain.workload import Deployment
+from cloudfarm.errors import StaleError
 from cloudfarm.ports import Serving, UnitOfWork
 from cloudfarm.steward import view as v
 from cloudfarm.steward.orders import Handler, Orders
@@ -13,8 +15,13 @@ from cloudfarm.steward.placing import job_for_app, lease_for_replica
 
 @dataclass(frozen=True, slots=True)
 class ServiceOrders(Orders):
-    """What services and their revisions need."""
+    """What services and their revisions need.
 
+    Since when a revision gets no requests is the time at which that is stored, which may be long after the decision:
+    the front door has sent them until then.
+    """
+
+    clock: Clock
     serving: Serving
 
     def handlers(self) -> Mapping[type, Handler]:
@@ -61,7 +68,7 @@ class ServiceOrders(Orders):
             left_ms = revision.left_ms if revision.target is Target.END else None
             started_ms = revision.started_ms
             if decision.status is RevisionStatus.IDLE:
-                left_ms = view.now_ms
+                left_ms = self.clock.now_ms()
             if decision.status is RevisionStatus.RUNNING:
                 started_ms = view.now_ms
             await uow.apply(
@@ -86,7 +93,7 @@ class ServiceOrders(Orders):
             message = f"revision {revision.number} has taken over"
             if service.current_id is not None:
                 before = await uow.revisions.get(service.current_id)
-                await uow.revisions.update(before.leave(view.now_ms, message))
+                await uow.revisions.update(before.leave(self.clock.now_ms(), message))
             await uow.revisions.update(replace(revision, promoted_ms=view.now_ms))
             await uow.services.update(replace(service, current_id=revision.id, message=""))
             await uow.events.append(
@@ -107,7 +114,7 @@ class ServiceOrders(Orders):
             revision = await uow.revisions.get(decision.revision_id)
             service = await uow.services.get(revision.service_id)
             message = f"revision {revision.number} {decision.message}"
-            await uow.revisions.update(revision.leave(view.now_ms, decision.message))
+            await uow.revisions.update(revision.leave(self.clock.now_ms(), decision.message))
             if service.current_id != revision.id:
                 await uow.services.update(replace(service, message=message))
                 await uow.events.append(
@@ -159,7 +166,11 @@ class ServiceOrders(Orders):
         del view
 
         async def work(uow: UnitOfWork) -> None:
-            await uow.jobs.update(replace(await uow.jobs.get(decision.job_id), target=Target.END))
+            job = await uow.jobs.get(decision.job_id)
+            revision = await uow.revisions.get((await uow.leases.get(job.lease_id)).revision_id or "")
+            if revision.target is Target.RUN and revision.replicas:
+                raise StaleError(f"{revision.app_name} is wanted again")
+            await uow.jobs.update(replace(job, target=Target.END))
 
         await self.in_store(epoch, work)
 

@@ -46,8 +46,15 @@ class _Scene:
         return Target.END in (self.revision.target, self.service.target)
 
     @property
+    def is_going(self) -> bool:
+        """Whether the job of a tenant's own application was told to end it: one that wakes then gets another lease."""
+        jobs = (self.view.app_jobs.get(lease.id) for lease in self.held)
+        ends = any(job is not None and job.target is Target.END for job in jobs)
+        return ends and self.revision.status is RevisionStatus.IDLE
+
+    @property
     def wanted(self) -> int:
-        return 0 if self.is_ending else self.revision.replicas
+        return 0 if self.is_ending or self.is_going else self.revision.replicas
 
     @property
     def active(self) -> tuple[Lease, ...]:

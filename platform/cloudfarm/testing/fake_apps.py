@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive
 
-from cloudfarm.errors import AppFailedError, UnavailableError
+from cloudfarm.errors import AppFailedError, NoReplicaError
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class FakeApps:
     ) -> AsyncGenerator[Mapping[str, Any]]:
         name = app_name.partition(".")[2]
         if app_name not in self.running:
-            raise UnavailableError(f"service {name} does not run just now")
+            raise NoReplicaError(f"service {name} does not run just now")
         self.asked.append((app_name, scope, body))
         sent: asyncio.Queue[Message | None] = asyncio.Queue(1)
         running = asyncio.create_task(self._run(app_name, scope, receive, sent))

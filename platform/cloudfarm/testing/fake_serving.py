@@ -3,6 +3,7 @@
 ``tests/contract`` holds it to what the real one does on a running farm.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,6 +31,8 @@ class FakeServing:
     busy: set[str] = field(default_factory=set)
     """Applications whose replicas have requests to answer: one that is to go stays."""
     down: bool = False
+    taking: asyncio.Event | None = None
+    """Set when Serve takes what it is told; None: at once."""
     seen: Mapping[str, ServeApp] | None = None
     """What was said last."""
     started: dict[str, ServeApp] = field(default_factory=dict)
@@ -47,6 +50,8 @@ class FakeServing:
     async def apply(self, deployments: Sequence[Deployment]) -> None:
         """Run the farm's own application and exactly these."""
         self._check()
+        if self.taking is not None:
+            await self.taking.wait()
         self.applied = {each.revision.app_name: each for each in deployments}
         self._deploy({name: _spec(each) for name, each in self.applied.items()})
 

@@ -8,7 +8,7 @@ from typing import Any
 from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
-from cloudfarm.errors import InvalidInputError, TooManyError, UnavailableError
+from cloudfarm.errors import InvalidInputError, NoReplicaError, TooManyError, UnavailableError
 from cloudfarm.usecases.metering import Meter, Use
 from cloudfarm.usecases.routing import Route
 
@@ -94,6 +94,8 @@ class FakeInference:
     calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     generations: list[tuple[str, Generation]] = field(default_factory=list)
     down: bool = False
+    gone: int = 0
+    """Of so many requests more Serve says that it has no replica that could take them."""
     refusal: str = ""
     """What a service says of a payload that it refuses."""
     refused: tuple[str, str] | None = None
@@ -149,6 +151,9 @@ class FakeInference:
         )
 
     def _check(self) -> None:
+        if self.gone:
+            self.gone -= 1
+            raise NoReplicaError
         if self.down:
             raise UnavailableError("no replica answers just now")
         if self.refusal:
@@ -180,11 +185,11 @@ class RecordingMeter(Meter):
     uses: list[tuple[Route, Use]] = field(default_factory=list)
     limit: TooManyError | None = None
 
-    def begin(self, route: Route) -> Use:
+    def begin(self, route: Route, *, again: bool = False) -> Use:
         """Begin a request, unless a limit is reached."""
         if self.limit is not None:
             raise self.limit
-        use = Meter.begin(self, route)
+        use = Meter.begin(self, route, again=again)
         self.uses.append((route, use))
         return use
 

@@ -73,6 +73,7 @@ class MemoryFarm:
             ),
             actor=Actor(
                 self.store,
+                self.clock,
                 self.hosts,
                 self.ray_jobs,
                 self.serving,

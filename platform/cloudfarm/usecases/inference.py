@@ -3,11 +3,11 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
 from cloudfarm.domain.generation import Embeddings, Generation, Piece
-from cloudfarm.errors import InvalidInputError
+from cloudfarm.errors import InvalidInputError, NoReplicaError
 from cloudfarm.ports import Apps, Inference
 from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.metering import Meter, Use
@@ -15,6 +15,8 @@ from cloudfarm.usecases.open_requests import OpenRequests
 from cloudfarm.usecases.routing import Gate, Route
 
 TIMEOUT_S = 60.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,52 +35,61 @@ class Calls:
 
     async def predict(self, secret: str | None, name: str, payload: Any) -> Mapping[str, Any]:
         """Return a service's answer to a payload of its own kind."""
-        route = await self.gate.route(secret, name, what="service")
-        if route.kind in ANSWERED_AS_OPENAI:
-            raise InvalidInputError(
-                f"service {route.service.name} is asked at /v1/chat/completions, /v1/completions or /v1/embeddings"
-            )
-        if route.kind == SERVE_APP:
-            raise InvalidInputError(
-                f"service {route.service.name} is asked below /v1/services/{route.service.name}/app/"
-            )
-        if not isinstance(payload, dict):
-            raise InvalidInputError("a request to a service is a JSON object")
-        check_json(payload, what="the request")
-        with self._use(route):
-            return await self.inference.call(route.app_name, payload, timeout_s=TIMEOUT_S)
+
+        def check(route: Route) -> None:
+            if route.kind in ANSWERED_AS_OPENAI:
+                raise InvalidInputError(
+                    f"service {route.service.name} is asked at /v1/chat/completions, /v1/completions "
+                    "or /v1/embeddings"
+                )
+            if route.kind == SERVE_APP:
+                raise InvalidInputError(
+                    f"service {route.service.name} is asked below /v1/services/{route.service.name}/app/"
+                )
+            if not isinstance(payload, dict):
+                raise InvalidInputError("a request to a service is a JSON object")
+            check_json(payload, what="the request")
+
+        async def ask(route: Route, _use: Use) -> AsyncGenerator[Mapping[str, Any]]:
+            yield await self.inference.call(route.app_name, payload, timeout_s=TIMEOUT_S)
+
+        async with aclosing(self._answers(secret, name, "service", check, ask)) as answers:
+            return await anext(answers)
 
     async def generate(self, secret: str | None, model: str, request: Generation) -> AsyncGenerator[Piece]:
         """Yield a language model's answer. Each piece is charged before it is yielded; closing it stops the engine."""
-        route = await self.gate.route(secret, model)
-        _need(CAUSAL_LM, route, "does not generate text")
-        with self._use(route) as use:
-            request = replace(request, adapter=route.adapter)
-            async with aclosing(self.inference.generate(route.app_name, request)) as pieces:
+
+        async def ask(route: Route, use: Use) -> AsyncGenerator[Piece]:
+            adapted = replace(request, adapter=route.adapter)
+            async with aclosing(self.inference.generate(route.app_name, adapted)) as pieces:
                 async for piece in pieces:
                     use.count(prompt_tokens=piece.prompt_tokens, completion_tokens=piece.tokens)
                     yield piece
 
+        check = _needs(CAUSAL_LM, "does not generate text")
+        async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
+            async for piece in answers:
+                yield piece
+
     async def embed(self, secret: str | None, model: str, texts: Sequence[str]) -> Embeddings:
         """Return the texts' vectors."""
-        route = await self.gate.route(secret, model)
-        _need(TEXT_EMBEDDING, route, "does not embed text")
-        with self._use(route) as use:
+
+        async def ask(route: Route, use: Use) -> AsyncGenerator[Embeddings]:
             found = await self.inference.embed(route.app_name, texts)
             use.count(prompt_tokens=found.prompt_tokens)
-            return found
+            yield found
 
-    async def exchange(
+        check = _needs(TEXT_EMBEDDING, "does not embed text")
+        async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
+            return await anext(answers)
+
+    def exchange(
         self, secret: str | None, name: str, scope: Mapping[str, Any], body: bytes
     ) -> AsyncGenerator[Mapping[str, Any]]:
         """Yield the ASGI messages of a tenant's own application; closing it cancels the application's work."""
-        route = await self._app(secret, name)
-        with self._use(route):
-            async with aclosing(self.apps.answer(route.app_name, scope, body)) as messages:
-                async for message in messages:
-                    yield message
+        return self._of_app(secret, name, lambda route: self.apps.answer(route.app_name, scope, body))
 
-    async def converse(
+    def converse(
         self,
         secret: str | None,
         name: str,
@@ -86,32 +97,63 @@ class Calls:
         receive: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> AsyncGenerator[Mapping[str, Any]]:
         """Yield what a tenant's own application sends to a WebSocket's client: one request, as long as it is open."""
-        route = await self._app(secret, name)
-        with self._use(route):
-            async with aclosing(self.apps.converse(route.app_name, scope, receive)) as messages:
-                async for message in messages:
-                    yield message
+        return self._of_app(secret, name, lambda route: self.apps.converse(route.app_name, scope, receive))
 
-    async def _app(self, secret: str | None, name: str) -> Route:
-        route = await self.gate.route(secret, name, what="service")
-        if route.kind != SERVE_APP:
-            raise InvalidInputError(
-                f"service {name} is not a tenant's own application: ask it at /v1/services/{name}/predict"
-            )
-        return route
+    def _of_app(
+        self, secret: str | None, name: str, ask: Callable[[Route], AsyncGenerator[Mapping[str, Any]]]
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        def check(route: Route) -> None:
+            if route.kind != SERVE_APP:
+                raise InvalidInputError(
+                    f"service {name} is not a tenant's own application: ask it at /v1/services/{name}/predict"
+                )
+
+        return self._answers(secret, name, "service", check, lambda route, _use: ask(route))
+
+    async def _answers(
+        self,
+        secret: str | None,
+        model: str,
+        what: str,
+        check: Callable[[Route], None],
+        ask: Callable[[Route, Use], AsyncGenerator[T]],
+    ) -> AsyncGenerator[T]:
+        """Yield what a service answers.
+
+        A request that comes as its replicas go, to sleep or for another revision's sake, may find none. Then nobody
+        has got it, and it is sent once more: to what takes over, or after a wait for the service to wake.
+        """
+        again = False
+        while True:
+            route = await self.gate.route(secret, model, what=what, again=again)
+            check(route)
+            try:
+                with self._use(route, again=again) as use:
+                    async with aclosing(ask(route, use)) as answers:
+                        async for each in answers:
+                            yield each
+            except NoReplicaError:
+                if again:
+                    raise
+                again = True
+            else:
+                return
 
     @contextmanager
-    def _use(self, route: Route) -> Iterator[Use]:
+    def _use(self, route: Route, *, again: bool) -> Iterator[Use]:
         with self.open.one(route.key_id), self.gate.room.loads.request(route.service.id):
-            use = self.meter.begin(route)
+            use = self.meter.begin(route, again=again)
             try:
                 yield use
             finally:
                 use.end()
 
 
-def _need(kind: str, route: Route, lack: str) -> None:
-    if route.kind != kind:
-        raise InvalidInputError(
-            f"model {route.model} {lack}", param="model", openai_code="model_not_supported"
-        )
+def _needs(kind: str, lack: str) -> Callable[[Route], None]:
+    def check(route: Route) -> None:
+        if route.kind != kind:
+            raise InvalidInputError(
+                f"model {route.model} {lack}", param="model", openai_code="model_not_supported"
+            )
+
+    return check

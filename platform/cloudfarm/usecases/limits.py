@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 
+from cloudfarm.domain.served import Used
 from cloudfarm.domain.tenant import Limits
 from cloudfarm.errors import InvalidInputError, TooManyError
 
@@ -126,6 +127,15 @@ class Allowances:
                 _changed(there.requests, limits.requests_per_minute, now_ms),
                 _changed(there.tokens, limits.tokens_per_minute, now_ms),
             )
+
+    def resume(self, lately: Mapping[str, Used], now_ms: int) -> None:
+        """Take off the buckets what keys used in the minute before anything was counted here, as if it were now."""
+        for key_id, used in lately.items():
+            key = self._keys.get(key_id, _NO_LIMITS)
+            if key.requests is not None:
+                key.requests.take(used.requests, now_ms)
+            if key.tokens is not None:
+                key.tokens.take(used.tokens, now_ms)
 
     def admit(self, tenant: str, key_id: str, now_ms: int) -> None:
         """Let a request begin, and take it off the requests that the key may still make.

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.served import Account, Note, Shares, Used, by_minute
+from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_minute
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
 from cloudfarm.usecases.limits import Allowances, Budget, month_of
@@ -115,8 +115,12 @@ class Meter:
     _journal_failing: bool = False
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def begin(self, route: Route) -> Use:
+    def begin(self, route: Route, *, again: bool = False) -> Use:
         """Begin a request.
+
+        Args:
+            route: where it goes, and whose it is.
+            again: it was begun before and nobody has got it; it counts as the same one.
 
         Raises:
             TooManyError: if a limit is used up.
@@ -126,7 +130,8 @@ class Meter:
             raise UnavailableError("the farm's store has not told yet what the limits are", retry_after_s=1)
         now_ms = self.clock.now_ms()
         service = route.service
-        self._allowances.admit(route.tenant, route.key_id, now_ms)
+        if not again:
+            self._allowances.admit(route.tenant, route.key_id, now_ms)
         account = Account(
             tenant=route.tenant,
             key_id=route.key_id,
@@ -139,7 +144,8 @@ class Meter:
         shares = self._shares.get(service.id)
         if shares is None:
             shares = self._shares[service.id] = Shares(route.milli_gpus, now_ms)
-        use = Use(self, account, shares, now_ms, shares.begin(now_ms, route.milli_gpus))
+        clock = shares.begin(now_ms, route.milli_gpus)
+        use = Use(self, account, shares, now_ms, clock, _noted=(int(again), 0, 0))
         self._under_way.add(use)
         return use
 
@@ -261,6 +267,7 @@ class Meter:
                     for tenant, key_id in limited
                     if recount or self._allowances.used(tenant, key_id, now_ms) is None
                 }
+                lately = () if self._ready else await uow.served.days(from_ms=now_ms - MINUTE_MS + 1)
         except BaseException:
             self._changed = True
             raise
@@ -278,6 +285,10 @@ class Meter:
             },
             now_ms,
         )
+        by_key: dict[str, Used] = {}
+        for each in lately:
+            by_key[each.account.key_id] = by_key.get(each.account.key_id, Used()) + each.used
+        self._allowances.resume(by_key, now_ms)
         self._ready, self._recount = True, False
 
     def _pending_of(self, tenant: str, key_id: str | None) -> int:

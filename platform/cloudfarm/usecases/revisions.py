@@ -43,8 +43,14 @@ class Asleep:
     why: str
 
 
-async def find_running(uow: UnitOfWork, service: Service) -> Running | Asleep:
+async def find_running(uow: UnitOfWork, service: Service, *, waits: bool = False) -> Running | Asleep:
     """Return what answers a service's requests just now.
+
+    Args:
+        uow: the records.
+        service: the one that is asked.
+        waits: whether the request waits already: whoever has been let in waits on, also for a service that by now
+            is to sleep no more.
 
     Raises:
         UnavailableError: if it neither runs nor starts because of a request.
@@ -56,7 +62,8 @@ async def find_running(uow: UnitOfWork, service: Service) -> Running | Asleep:
     if current.status is RevisionStatus.RUNNING:
         return Running(current, _canary(revisions, current))
     why = f"service {service.name} is {current.status}: {await _reason(uow, service, current)}"
-    if service.min_replicas == 0 and current.status in _COMES_BY_ITSELF:
+    wakes = service.min_replicas == 0 or current.status is RevisionStatus.IDLE
+    if (waits or wakes) and current.status in _COMES_BY_ITSELF:
         return Asleep(why)
     raise UnavailableError(why, retry_after_s=RETRY_S)
 
@@ -98,14 +105,21 @@ class WaitingRoom:
     _seen: dict[str, tuple[int, Running | Asleep]] = field(default_factory=dict)
     """By service: when it was last looked at for those who wait, and what was found; one look for all of them."""
 
-    async def wait_for_route(self, service: Service) -> Running:
+    async def wait_for_route(self, service: Service, *, again: bool = False) -> Running:
         """Return what answers the requests of a service, when there is something.
+
+        Args:
+            service: the one that is asked.
+            again: its replicas were found gone. The records may not say so yet, so they are believed only when
+                they are looked at after a while; the steward, which hears of who waits, looks meanwhile.
 
         Raises:
             UnavailableError: if too many wait already, it takes too long, or it will not run.
         """
-        async with self.store.begin(write=False) as uow:
-            found = await find_running(uow, service)
+        found: Running | Asleep = Asleep(f"service {service.name} has lost its replicas")
+        if not again:
+            async with self.store.begin(write=False) as uow:
+                found = await find_running(uow, service)
         if isinstance(found, Running):
             return found
         if self.loads.waiting(service.id) >= self.most_waiting:
@@ -132,6 +146,6 @@ class WaitingRoom:
         looked_ms, found = self._seen.get(service.id, (None, None))
         if found is None or looked_ms is None or now_ms - looked_ms >= self.poll_s * 1000:
             async with self.store.begin(write=False) as uow:
-                found = await find_running(uow, await uow.services.get(service.id))
+                found = await find_running(uow, await uow.services.get(service.id), waits=True)
             self._seen[service.id] = (now_ms, found)
         return found

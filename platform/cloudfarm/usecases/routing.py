@@ -80,8 +80,16 @@ class Gate:
     _asked: Counter[str] = field(default_factory=Counter)
     """By service: how many requests there were, of which a canary gets its share."""
 
-    async def route(self, secret: str | None, model: str, *, what: str = "model") -> Route:
+    async def route(
+        self, secret: str | None, model: str, *, what: str = "model", again: bool = False
+    ) -> Route:
         """Return the way to ``service`` or ``service:adapter`` if whoever has the secret may call it now.
+
+        Args:
+            secret: the caller's.
+            model: what is asked.
+            what: how that is called if there is none.
+            again: there was nothing at the end of the way that was returned before.
 
         Raises:
             UnauthenticatedError: if nobody has that secret.
@@ -92,9 +100,9 @@ class Gate:
         who = hash_secret(secret or ""), model
         now_ms = self.clock.now_ms()
         looked_ms, known = self._known.get(who, (0, None))
-        if known is not None and 0 <= now_ms - looked_ms < self.fresh_ms:
+        if known is not None and 0 <= now_ms - looked_ms < self.fresh_ms and not again:
             return self._pick(known)
-        found = await self._look_up(secret, model, what)
+        found = await self._look_up(secret, model, what, again=again)
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
         self._known[who] = now_ms, found
@@ -145,7 +153,7 @@ class Gate:
             principal.need(Role.MEMBER)
         return principal
 
-    async def _look_up(self, secret: str | None, model: str, what: str) -> _Ways:
+    async def _look_up(self, secret: str | None, model: str, what: str, *, again: bool) -> _Ways:
         principal = await self._caller(secret)
         name, colon, adapter_name = model.partition(":")
         try:
@@ -157,7 +165,7 @@ class Gate:
         except NotFoundError:
             raise missing(what, model) from None
         began_ms = self.clock.now_ms()
-        running = await self.room.wait_for_route(service)
+        running = await self.room.wait_for_route(service, again=again)
         if self.clock.now_ms() - began_ms >= self.fresh_ms:
             principal = await self._caller(secret)  # revoked, it may be, while the service was waking
         replicas = sum(revision.replicas for revision in running.revisions)

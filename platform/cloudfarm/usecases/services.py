@@ -1,38 +1,22 @@
-"""Services: models kept answering, with a lease for each replica."""
+"""Services, once deployed: changed, promoted, rolled back, found, deleted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.bundles import CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
 from cloudfarm.domain.ids import new_id
 from cloudfarm.domain.lease import Ask
-from cloudfarm.domain.quantities import MAX_HOURS, Shape, parse_count, parse_shape
+from cloudfarm.domain.quantities import MAX_HOURS, Shape, parse_count
 from cloudfarm.domain.status import Event, Target
-from cloudfarm.domain.tenant import Role, check_slug
-from cloudfarm.domain.workload import RUN_APP, ModelVersion, Revision, Service
-from cloudfarm.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    ForbiddenError,
-    InvalidInputError,
-    InvalidShapeError,
-    NotFoundError,
-)
+from cloudfarm.domain.tenant import Role
+from cloudfarm.domain.workload import RUN_APP, Revision, Service
+from cloudfarm.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
-from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing, quoted
-from cloudfarm.usecases.asks import build_ask, build_project, check_ask
-from cloudfarm.usecases.models import find_model
+from cloudfarm.usecases.access import Principal, in_unit, is_identifier, missing
+from cloudfarm.usecases.asks import check_ask
 from cloudfarm.usecases.service_views import ServiceView, view_service
 
-PROGRAMS: Mapping[str, str] = {
-    "windpower-forecaster": "services.forecasts:app",
-    CAUSAL_LM: "services.completions:app",
-    TEXT_EMBEDDING: "services.embeddings:app",
-    SERVE_APP: RUN_APP,
-}
-"""The program that serves each kind of model. Tenants write the manifests: they may choose, not name one."""
 MAX_REPLICAS = 64
 MAX_TARGET_LOAD = 1000
 MIN_IDLE_MINUTES, MAX_IDLE_MINUTES = 0.1, 7 * 24 * 60
@@ -79,93 +63,6 @@ class Scaling:
         return replace(service, min_replicas=least, max_replicas=most, target_load=load, idle_ms=idle_ms)
 
 
-async def deploy_service(
-    store: Store,
-    clock: Clock,
-    settings: Settings,
-    principal: Principal,
-    *,
-    model: str,
-    name: str | None = None,
-    gpus: str | float | None = None,
-    scaling: Scaling | None = None,
-    cpus: str | float | None = None,
-    memory: str | float | None = None,
-    project: str | None = None,
-    canary: int | None = None,
-    replace_model: bool = False,
-) -> ServiceView:
-    """Keep a model answering, or give a service another model without dropping a request.
-
-    Args:
-        store: the records.
-        clock: the time.
-        settings: defaults and limits.
-        principal: who deploys.
-        model: ``name`` (its newest version) or ``name:number``.
-        name: the service's name; the model's if not given.
-        gpus: share of each replica; none if not given.
-        scaling: how many replicas; one if not given.
-        cpus: CPUs of each replica.
-        memory: memory of each replica.
-        project: whose quota it counts against; none if not given.
-        canary: with ``replace_model``: the percent of the requests that the other model gets until it is promoted;
-            if not given it takes over as soon as it runs.
-        replace_model: give a running service of that name another model rather than refuse; what is not given stays.
-
-    Raises:
-        NotFoundError: if the tenant has no such model.
-        AlreadyExistsError: if the name is taken and ``replace_model`` is not set.
-    """
-    principal.need(Role.MEMBER)
-    tenant = principal.home
-    percent = 0 if canary is None else parse_count(canary, name="canary", at_least=1, at_most=99)
-
-    async def work(uow: UnitOfWork) -> ServiceView:
-        version = await find_model(uow, principal, model)
-        import_path = _program(version)
-        called = check_slug(version.name if name is None else name, what="service")
-        present = await _present(uow, tenant, called)
-        one = _one_replica(settings, gpus, cpus, memory, present if replace_model else None)
-        now_ms = clock.now_ms()
-        service = Service(
-            id=new_id("s"),
-            tenant=tenant,
-            owner=principal.user,
-            name=called,
-            milli_gpus=one.shape.milli_gpus,
-            cpus=one.cpus,
-            memory_bytes=one.memory_bytes,
-            created_ms=now_ms,
-            project=build_project(project),
-        )
-        if present is None:
-            if percent:
-                raise InvalidInputError("canary: there is no service of that name that it could share with")
-            service = (scaling or Scaling()).apply(service)
-        else:
-            _check_replaceable(present, service, asked=replace_model, project_given=project is not None)
-            service = (scaling or Scaling()).apply(present)
-        _check_one_lease(service, import_path)
-        await check_ask(uow, settings, tenant, _ask_of(service), service.project)
-        revision = await _next_revision(uow, service, version.id, import_path, now_ms)
-        revision = replace(revision, canary_percent=percent)
-        if present is None:
-            await uow.services.add(replace(service, current_id=revision.id))
-            await uow.revisions.add(replace(revision, promoted_ms=now_ms))
-        else:
-            await _supersede(uow, service, now_ms, f"gave way to revision {revision.number}")
-            await uow.services.update(replace(service, message=""))
-            await uow.revisions.add(revision)
-        message = f"{service.name} with {version.ref}, revision {revision.number}"
-        await uow.events.append(
-            Event(now_ms, "service.deployed", service.id, tenant, principal.actor, message)
-        )
-        return await view_service(uow, await uow.services.get(service.id))
-
-    return await in_unit(store, work)
-
-
 async def change_service(
     store: Store,
     clock: Clock,
@@ -190,9 +87,9 @@ async def change_service(
         before = await find_service(uow, principal, name, tenant=tenant)
         after = scaling.apply(before)
         if before.current_id is not None:
-            _check_one_lease(after, (await uow.revisions.get(before.current_id)).import_path)
+            check_one_lease(after, (await uow.revisions.get(before.current_id)).import_path)
         if after.max_replicas > before.max_replicas:
-            await check_ask(uow, settings, after.tenant, _ask_of(after), after.project)
+            await check_ask(uow, settings, after.tenant, ask_of(after), after.project)
         after = replace(after, shared=before.shared if shared is None else shared)
         if after != before:
             await uow.services.update(after)
@@ -244,12 +141,12 @@ async def roll_back_service(store: Store, clock: Clock, principal: Principal, na
         service, now_ms = await find_service(uow, principal, name), clock.now_ms()
         if service.target is Target.END:
             raise ConflictError(f"service {name} is being deleted")
-        withdrawn = await _supersede(uow, service, now_ms, "was withdrawn")
+        withdrawn = await supersede(uow, service, now_ms, "was withdrawn")
         if withdrawn:
             message = "; ".join(f"revision {revision.number} was withdrawn" for revision in withdrawn)
         else:
             before = await _ran_before(uow, service)
-            revision = await _next_revision(uow, service, before.model_id, before.import_path, now_ms)
+            revision = await next_revision(uow, service, before.model_id, before.import_path, now_ms)
             await uow.revisions.add(revision)
             message = f"revision {revision.number} has the model of revision {before.number}"
         await uow.services.update(replace(service, message=message))
@@ -313,7 +210,7 @@ async def find_service(
     """Return a live service of the principal's tenant (of the one that an operator names), or raise as if missing."""
     owner = tenant if principal.is_operator and tenant is not None else principal.home
     if is_identifier(name) and is_identifier(owner) and tenant in (None, owner):
-        found = await _present(uow, owner, name)
+        found = await find_present(uow, owner, name)
         if found is not None:
             return found
     raise missing("service", name)
@@ -332,14 +229,15 @@ async def find_callable(uow: UnitOfWork, principal: Principal, name: str) -> Ser
         raise missing("service", name) from None
 
 
-async def _present(uow: UnitOfWork, tenant: str, name: str) -> Service | None:
+async def find_present(uow: UnitOfWork, tenant: str, name: str) -> Service | None:
+    """Return a tenant's live service of that name, if there is one."""
     try:
         return await uow.services.find(tenant, name)
     except NotFoundError:
         return None
 
 
-async def _next_revision(
+async def next_revision(
     uow: UnitOfWork, service: Service, model_id: str, import_path: str, now_ms: int
 ) -> Revision:
     """Return the service's next revision, as large as what it is to take over from."""
@@ -369,7 +267,7 @@ async def _candidates(uow: UnitOfWork, service: Service) -> list[Revision]:
     ]
 
 
-async def _supersede(uow: UnitOfWork, service: Service, now_ms: int, message: str) -> list[Revision]:
+async def supersede(uow: UnitOfWork, service: Service, now_ms: int, message: str) -> list[Revision]:
     """Let everything end that was to take over, and return it."""
     ended = await _candidates(uow, service)
     for revision in ended:
@@ -388,28 +286,7 @@ async def _ran_before(uow: UnitOfWork, service: Service) -> Revision:
     return max(earlier, key=lambda revision: (revision.promoted_ms or 0, revision.number))
 
 
-def _one_replica(
-    settings: Settings,
-    gpus: str | float | None,
-    cpus: str | float | None,
-    memory: str | float | None,
-    present: Service | None,
-) -> Ask:
-    shape = parse_shape("0" if gpus is None else gpus)
-    if shape.count != 1:
-        raise InvalidShapeError("gpus is the share of one replica, such as 0.25; say how many by replicas")
-    one = build_ask(settings, gpus="0" if gpus is None else gpus, cpus=cpus, memory=memory, hours=MAX_HOURS)
-    if present is None:
-        return one
-    return replace(
-        one,
-        shape=Shape(1, present.milli_gpus) if gpus is None else one.shape,
-        cpus=present.cpus if cpus is None else one.cpus,
-        memory_bytes=present.memory_bytes if memory is None else one.memory_bytes,
-    )
-
-
-def _ask_of(service: Service) -> Ask:
+def ask_of(service: Service) -> Ask:
     """Return what a service asks for when it is as large as it may become."""
     return Ask(
         Shape(service.max_replicas, service.milli_gpus),
@@ -420,45 +297,9 @@ def _ask_of(service: Service) -> Ask:
     )
 
 
-def _program(version: ModelVersion) -> str:
-    kind = version.manifest.get("kind")
-    if kind == SERVE_APP and version.job_id is not None:
-        raise InvalidInputError(
-            "applications are registered by cloudfarm deploy --app, not published by jobs"
-        )
-    if isinstance(kind, str) and kind in PROGRAMS:
-        return PROGRAMS[kind]
-    raise InvalidInputError(
-        f"the farm has no program that serves models of kind {quoted(str(kind))}, only {', '.join(PROGRAMS)}",
-    )
-
-
-def _check_one_lease(service: Service, import_path: str) -> None:
+def check_one_lease(service: Service, import_path: str) -> None:
+    """Refuse more than one replica for an application of a tenant's own; raises InvalidInputError."""
     if import_path == RUN_APP and service.max_replicas > 1:
         raise InvalidInputError(
             "an application of one's own has one lease: how many replicas it has there, its deployments say"
         )
-
-
-def _check_replaceable(present: Service, wanted: Service, *, asked: bool, project_given: bool) -> None:
-    if present.target is Target.END:
-        raise ConflictError(f"service {present.name} is being deleted; try again in a moment")
-    if not asked:
-        raise AlreadyExistsError(
-            f"there is a service {present.name} already; ask for a replacement to change its model"
-        )
-
-    def shape_of(service: Service) -> tuple[int, int, int]:
-        return service.milli_gpus, service.cpus, service.memory_bytes
-
-    if shape_of(present) != shape_of(wanted):
-        raise ConflictError(f"service {present.name} has another shape; delete it first, or keep the shape")
-    if project_given and present.project != wanted.project:
-        raise ConflictError(
-            f"service {present.name} is in {_project_text(present)}, not in {_project_text(wanted)}; "
-            "delete it first, or keep the project"
-        )
-
-
-def _project_text(service: Service) -> str:
-    return f"project {service.project}" if service.project else "no project"

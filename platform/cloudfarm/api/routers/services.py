@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from cloudfarm.api import schemas, service_schemas
 from cloudfarm.api.auth import Member, Secret, Viewer
 from cloudfarm.api.context import Context, ServiceCalls
-from cloudfarm.usecases import apps, models, services
+from cloudfarm.usecases import apps, deploying, models, services
 
 router = APIRouter(prefix="/v1", tags=["Models and services"])
 
@@ -46,7 +46,7 @@ async def deploy(
     body: service_schemas.ServiceBody, caller: Member, context: Context
 ) -> service_schemas.ServiceOut:
     """Deploy a model."""
-    view = await services.deploy_service(
+    view = await deploying.deploy_service(
         context.store,
         context.clock,
         context.settings,

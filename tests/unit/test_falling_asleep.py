@@ -1,0 +1,185 @@
+"""Requests that arrive as replicas go: they wait and are answered, once, and count once."""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from cloudfarm.domain.bundles import CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
+from cloudfarm.domain.served import Used
+from cloudfarm.domain.status import RevisionStatus
+from cloudfarm.testing.front_door import FrontDoor, open_front_door
+from cloudfarm.testing.http_checks import assert_openai_error, assert_problem
+
+PREDICT = ("/v1/services/sea/predict", {"x": 1})
+CHAT = ("/v1/chat/completions", {"model": "sea", "messages": [{"role": "user", "content": "one two"}]})
+STREAM = (CHAT[0], {**CHAT[1], "stream": True})
+COMPLETE = ("/v1/completions", {"model": "sea", "prompt": "one two"})
+EMBED = ("/v1/embeddings", {"model": "sea", "input": "one two"})
+APP = ("/v1/services/sea/app/", {})
+WAYS = {
+    "predict": (PREDICT, "windpower-forecaster"),
+    "chat": (CHAT, CAUSAL_LM),
+    "chat stream": (STREAM, CAUSAL_LM),
+    "completions": (COMPLETE, CAUSAL_LM),
+    "embeddings": (EMBED, TEXT_EMBEDDING),
+    "own application": (APP, SERVE_APP),
+}
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+async def door(tmp_path):
+    async with open_front_door(tmp_path, cold_start_timeout_s=5) as opened:
+        opened.app.state.calls.gate.room.poll_s = 0
+        yield opened
+
+
+async def app(_scope, _receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def running(door: FrontDoor, way: str, *, min_replicas: int = 0) -> str:
+    """Let a service run that may sleep, remember the way to it, and return its revision."""
+    await door.serve("sea", WAYS[way][1])
+    await door.call("alpha.member", "PATCH", "/v1/services/sea", json={"min_replicas": min_replicas})
+    door.apps.running["alpha.sea.1"] = app
+    assert (await ask(door, way)).status_code == 200
+    async with door.store.begin(write=False) as uow:
+        (revision,) = await uow.revisions.list(open_only=True)
+    return revision.id
+
+
+async def ask(door: FrontDoor, way: str) -> httpx.Response:
+    path, body = WAYS[way][0]
+    return await door.call("alpha.key", "POST", path, json=body)
+
+
+def replicas_go(door: FrontDoor) -> None:
+    """Let one request find that Serve has nothing any more that could take it."""
+    door.inference.gone = 1
+    door.apps.running.clear()
+
+
+def waiting(door: FrontDoor) -> int:
+    return sum(load.waiting for load in door.app.state.loads.report().loads.values())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come to that")
+
+
+async def used(door: FrontDoor) -> Used:
+    """Return what the ledger has of all calls, after a hand-over."""
+    await door.meter.step()
+    async with door.store.begin(write=False) as uow:
+        return sum((day.used for day in await uow.served.days()), Used())
+
+
+@each_way
+async def test_who_finds_no_replica_any_more_waits_for_the_service_to_wake(door: FrontDoor, way: str) -> None:
+    revision_id = await running(door, way)
+    before = await used(door)
+    await door.move_revision(revision_id, RevisionStatus.IDLE)
+    replicas_go(door)  # long before the front door forgets the way
+    door.nudge.reports.clear()
+    request = asyncio.create_task(ask(door, way))
+    await until(lambda: waiting(door))
+    (load,) = door.nudge.reports[0].loads.values()
+    assert load.waiting == 1
+    asked = len(door.inference.calls + door.inference.generations + door.apps.asked)
+    await door.move_revision(revision_id, RevisionStatus.RUNNING)
+    door.apps.running["alpha.sea.1"] = app
+    answer = await request
+    assert answer.status_code == 200, answer.text
+    assert waiting(door) == 0
+    again = len(door.inference.calls + door.inference.generations + door.apps.asked)
+    assert again - asked == (way != "embeddings")
+    after = await used(door)
+    assert after.requests - before.requests == 1
+    assert after.prompt_tokens == 2 * before.prompt_tokens
+    assert all(use.ended for _, use in door.meter.uses)
+
+
+@each_way
+async def test_what_the_records_say_is_not_believed_at_once(door: FrontDoor, way: str) -> None:
+    """The revision is RUNNING all the while: the steward has not looked yet."""
+    await running(door, way)
+    replicas_go(door)
+    request = asyncio.create_task(ask(door, way))
+    await until(lambda: waiting(door))
+    door.apps.running["alpha.sea.1"] = app
+    assert (await request).status_code == 200
+
+
+@each_way
+async def test_it_is_sent_once_more_and_no_oftener(door: FrontDoor, way: str) -> None:
+    await running(door, way)
+    replicas_go(door)
+    door.inference.gone = 3
+    answer = await ask(door, way)
+    if way in ("predict", "own application"):
+        assert_problem(answer, 503, "no_replica")
+    else:
+        assert_openai_error(answer, 503, code="no_replica")
+    assert door.inference.gone == (1 if way != "own application" else 3)
+    assert (await used(door)).requests == 2
+    assert all(use.ended for _, use in door.meter.uses)
+
+
+async def test_what_has_begun_to_answer_is_not_asked_again(door: FrontDoor) -> None:
+    await running(door, "chat stream")
+    door.inference.break_after = 2
+    answer = await ask(door, "chat stream")
+    last = json.loads(answer.text.strip().rpartition("data: ")[2])
+    assert last["error"]["message"] == "the replica has died"
+    assert len(door.inference.generations) == 2
+
+
+async def test_a_replica_that_does_not_answer_may_have_begun(door: FrontDoor) -> None:
+    await running(door, "predict")
+    door.inference.down = True
+    assert_problem(await ask(door, "predict"), 503, "unavailable")
+    assert len(door.meter.uses) == 2
+
+
+async def test_who_waits_again_uses_a_minutes_limit_once(door: FrontDoor) -> None:
+    await running(door, "predict")
+    body = {"user": "app", "requests_per_minute": 1}
+    made = (await door.call("alpha.admin", "POST", "/v1/keys", json=body)).json()
+    door.tokens["alpha.key"] = made["secret"]
+    replicas_go(door)
+    assert (await ask(door, "predict")).status_code == 200
+    assert (await ask(door, "predict")).status_code == 429
+
+
+async def test_one_that_must_not_sleep_is_waited_for_if_its_replicas_were_gone(door: FrontDoor) -> None:
+    revision_id = await running(door, "predict", min_replicas=1)
+    await door.move_revision(revision_id, RevisionStatus.STARTING)
+    replicas_go(door)
+    request = asyncio.create_task(ask(door, "predict"))
+    await until(lambda: waiting(door))
+    await door.move_revision(revision_id, RevisionStatus.RUNNING)
+    assert (await request).status_code == 200
+
+
+async def test_who_waits_goes_on_waiting_when_the_service_is_told_to_sleep_no_more(door: FrontDoor) -> None:
+    revision_id = await running(door, "predict")
+    await door.move_revision(revision_id, RevisionStatus.IDLE)
+    door.clock.advance(1_000)
+    first = asyncio.create_task(ask(door, "predict"))
+    await until(lambda: waiting(door) == 1)
+    await door.call("alpha.member", "PATCH", "/v1/services/sea", json={"min_replicas": 1})
+    second = asyncio.create_task(ask(door, "predict"))  # still asleep: it comes by itself
+    await until(lambda: waiting(door) == 2)
+    for status in (RevisionStatus.PENDING, RevisionStatus.STARTING, RevisionStatus.RUNNING):
+        await door.move_revision(revision_id, status)
+        await asyncio.sleep(0)
+    assert {(await first).status_code, (await second).status_code} == {200}

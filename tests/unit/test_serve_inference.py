@@ -1,0 +1,80 @@
+"""Which of Serve's errors says that nobody has got a request: only such a one may be sent again."""
+
+import pytest
+from ray import serve
+from ray.exceptions import ActorDiedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
+
+from cloudfarm.domain.generation import Generation, Sampling
+from cloudfarm.errors import CloudfarmError, NoReplicaError, UnavailableError
+from cloudfarm.raylayer.serve_inference import ServeInference
+
+APP = "kaist.talk.1"
+
+
+class Handle:
+    """Answers every request with an error, as Serve's handles do: when the answer is awaited."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.cancelled = False
+
+    def options(self, **_options) -> "Handle":
+        return self
+
+    def remote(self, *_args) -> "Handle":
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def __await__(self):
+        yield from ()
+        raise self.error
+
+    async def __anext__(self):
+        raise self.error
+
+
+async def generated(inference: ServeInference) -> object:
+    return await anext(inference.generate(APP, Generation(Sampling(), prompt="x")))
+
+
+ASK = {
+    "call": lambda inference: inference.call(APP, {}, timeout_s=1),
+    "embed": lambda inference: inference.embed(APP, ["x"]),
+    "generate": generated,
+}
+
+
+async def told(error: BaseException, way: str, monkeypatch: pytest.MonkeyPatch) -> type[CloudfarmError]:
+    monkeypatch.setattr(serve, "get_app_handle", lambda _name: Handle(error))
+    with pytest.raises(CloudfarmError) as raised:
+        await ASK[way](ServeInference())
+    assert raised.value.detail == "service talk does not answer just now"
+    return type(raised.value)
+
+
+@pytest.mark.parametrize("way", ASK)
+async def test_an_application_that_has_ended_took_nothing(way, monkeypatch) -> None:
+    gone = DeploymentUnavailableError(DeploymentID("Model", APP))
+    assert await told(gone, way, monkeypatch) is NoReplicaError
+
+
+@pytest.mark.parametrize("way", ASK)
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), TimeoutError(), RequestCancelledError("r1"), KeyError("of the replica's")]
+)
+async def test_any_other_error_may_be_of_one_that_had_begun(error, way, monkeypatch) -> None:
+    assert await told(error, way, monkeypatch) is UnavailableError
+
+
+@pytest.mark.parametrize("way", ASK)
+async def test_an_application_that_serve_does_not_have_took_nothing(way, monkeypatch) -> None:
+    def missing(name: str) -> None:
+        raise RayServeException(f"Application '{name}' does not exist.")
+
+    monkeypatch.setattr(serve, "get_app_handle", missing)
+    with pytest.raises(NoReplicaError):
+        await ASK[way](ServeInference())
