@@ -426,3 +426,16 @@ async def test_a_store_that_does_not_answer_closes_nothing(door: FrontDoor, monk
         await asyncio.wait_for(looked.wait(), 10)
         socket.send(text="still here")
         assert (await socket.receive())["text"] == "still here"
+
+
+async def test_a_client_that_comes_as_the_replicas_go_waits_for_others(door: FrontDoor, sea: Sea) -> None:
+    """Nothing of it has been taken by then, so it is sent once more, whole."""
+    door.app.state.calls.gate.room.poll_s = 0
+    door.apps.running.clear()
+    async with client(door, "/echo") as socket:
+        while not any(load.waiting for load in door.app.state.loads.report().loads.values()):
+            await asyncio.sleep(0)
+        door.apps.running[NAME] = sea.app
+        await accepted(socket)
+        socket.send(text="hello")
+        assert (await socket.receive())["text"] == "hello"
