@@ -104,13 +104,17 @@ class TestLeases:
                 make_lease("l5", created_ms=1),
                 make_lease("l4", created_ms=3, **ended),
                 make_lease("l3", created_ms=3, status=LeaseStatus.ACTIVE),
-                make_lease("l2", created_ms=2, tenant="snu", status=LeaseStatus.ENDING),
-                make_lease("l1", created_ms=4, tenant="snu", **ended),
+                make_lease("l2", created_ms=2, tenant="snu", status=LeaseStatus.ENDING, revision_id="r1"),
+                make_lease("l1", created_ms=4, tenant="snu", revision_id="r1", **ended),
             ],
         )
 
         async def listed(**asked):
             return ids(await look(store, lambda uow: uow.leases.list(**asked)))
+
+        assert await listed(revision_id="r1") == ["l2", "l1"]
+        assert await listed(revision_id="r1", open_only=True) == ["l2"]
+        assert await listed(revision_id="r1", tenant="kaist") == []
 
         assert await listed() == ["l5", "l2", "l3", "l4", "l1"]
         assert await listed(open_only=True) == ["l5", "l2", "l3"]

@@ -433,7 +433,9 @@ async def test_a_client_that_comes_as_the_replicas_go_waits_for_others(door: Fro
     door.app.state.calls.gate.room.poll_s = 0
     door.apps.running.clear()
     async with client(door, "/echo") as socket:
-        while not any(load.waiting for load in door.app.state.loads.report().loads.values()):
+        for _ in range(1000):
+            if any(load.waiting for load in door.app.state.loads.report().loads.values()):
+                break
             await asyncio.sleep(0)
         door.apps.running[NAME] = sea.app
         await accepted(socket)

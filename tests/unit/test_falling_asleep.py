@@ -183,3 +183,13 @@ async def test_who_waits_goes_on_waiting_when_the_service_is_told_to_sleep_no_mo
         await door.move_revision(revision_id, status)
         await asyncio.sleep(0)
     assert {(await first).status_code, (await second).status_code} == {200}
+
+
+async def test_gpu_time_is_that_of_the_leases_that_are_charged(door: FrontDoor) -> None:
+    """A replica that is wanted and still waits for its lease has none."""
+    revision_id = await running(door, "predict", min_replicas=1)
+    await door.move_revision(revision_id, RevisionStatus.RUNNING, replicas=3)
+    door.clock.advance(1000)
+    assert (await ask(door, "predict")).status_code == 200
+    route, _ = door.meter.uses[-1]
+    assert (route.service.milli_gpus, route.milli_gpus) == (250, 250)

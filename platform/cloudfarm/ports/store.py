@@ -71,6 +71,7 @@ class LeaseRepository(Protocol):
         self,
         *,
         tenant: str | None = None,
+        revision_id: str | None = None,
         open_only: bool = False,
         limit: int | None = None,
     ) -> Sequence[Lease]:

@@ -20,6 +20,7 @@ from cloudfarm.domain.tenant import Credential, CredentialKind, Role, Tenant, ha
 from cloudfarm.domain.workload import Job, ModelVersion
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.settings import Settings
+from cloudfarm.steward.placing import lease_for_replica
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.fake_apps import FakeApps
 from cloudfarm.testing.fake_farm import make_host
@@ -188,10 +189,16 @@ class FrontDoor:
         return await self.model(name, tenant, kind=LORA_ADAPTER, spec={"base": version_of(base.manifest)})
 
     async def start_service(self, name: str, tenant: str = "alpha") -> None:
-        """Make everything run that a service has."""
-        async with self.store.begin(write=False) as uow:
+        """Make everything run that a service has, each replica in a lease of its own."""
+        now_ms = self.clock.now_ms()
+        async with self.store.begin() as uow:
             service = await uow.services.find(tenant, name)
             revisions = await uow.revisions.list(service_id=service.id, open_only=True)
+            for revision in revisions:
+                for _ in range(revision.replicas):
+                    lease = lease_for_replica(service, revision, now_ms)
+                    await uow.leases.add(replace(lease, status=LeaseStatus.ACTIVE, started_ms=now_ms))
+            await uow.commit()
         for revision in revisions:
             await self.move_revision(revision.id, RevisionStatus.RUNNING)
 

@@ -228,11 +228,21 @@ class Leases(Records[Lease]):
         self.insert(lease)
 
     async def list(
-        self, *, tenant: str | None = None, open_only: bool = False, limit: int | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        revision_id: str | None = None,
+        open_only: bool = False,
+        limit: int | None = None,
     ) -> Sequence[Lease]:
         """Return those asked for, in the port's order."""
         return self.oldest_first(
-            lambda row: tenant in (None, row.tenant) and not (open_only and row.status.is_terminal), limit
+            lambda row: (
+                tenant in (None, row.tenant)
+                and revision_id in (None, row.revision_id)
+                and not (open_only and row.status.is_terminal)
+            ),
+            limit,
         )
 
     async def list_open(self, known: Mapping[str, Lease]) -> Sequence[Lease]:

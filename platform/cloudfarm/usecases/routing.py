@@ -9,7 +9,7 @@ from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, kind_of
 from cloudfarm.domain.generation import Adapter
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import CredentialKind, Role, hash_secret
-from cloudfarm.domain.workload import ModelVersion, Service
+from cloudfarm.domain.workload import ModelVersion, Revision, Service
 from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, missing
@@ -39,7 +39,7 @@ class Route:
     kind: str
     """Of the service's model."""
     milli_gpus: int
-    """Of all replicas of the service together."""
+    """Of all leases together that the service is charged for just now."""
     adapter: Adapter | None = None
 
 
@@ -168,9 +168,9 @@ class Gate:
         running = await self.room.wait_for_route(service, again=again)
         if self.clock.now_ms() - began_ms >= self.fresh_ms:
             principal = await self._caller(secret)  # revoked, it may be, while the service was waking
-        replicas = sum(revision.replicas for revision in running.revisions)
         routes: dict[str, Route] = {}
         async with self.store.begin(write=False) as uow:
+            milli_gpus = await _charged(uow, running.revisions)
             for revision in running.revisions:
                 base = await uow.models.get(revision.model_id)
                 try:
@@ -184,7 +184,7 @@ class Gate:
                     app_name=revision.app_name,
                     model=model,
                     kind=kind_of(base.manifest),
-                    milli_gpus=service.milli_gpus * replicas,
+                    milli_gpus=milli_gpus,
                     adapter=adapter,
                 )
         if running.current.id not in routes:
@@ -206,6 +206,14 @@ async def _services(uow: UnitOfWork, principal: Principal) -> Sequence[Service]:
     own = {service.name: service for service in found if service.tenant == principal.home}
     named = {**shared, **own}
     return [each for name, each in named.items() if not principal.services or name in principal.services]
+
+
+async def _charged(uow: UnitOfWork, revisions: Sequence[Revision]) -> int:
+    """Return the milli-GPUs of those leases of revisions that are metered: not of those that wait or start."""
+    found = [
+        lease for each in revisions for lease in await uow.leases.list(revision_id=each.id, open_only=True)
+    ]
+    return sum(lease.milli_gpus for lease in found if lease.started_ms is not None)
 
 
 def _adapters(versions: Sequence[ModelVersion], base: ModelVersion) -> dict[str, ModelVersion]:

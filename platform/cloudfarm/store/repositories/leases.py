@@ -28,11 +28,14 @@ class SqlLeases:
         self,
         *,
         tenant: str | None = None,
+        revision_id: str | None = None,
         open_only: bool = False,
         limit: int | None = None,
     ) -> Sequence[Lease]:
         """Return leases oldest first (with ``limit``: the newest so many, oldest first)."""
         where = [] if tenant is None else [rows.leases.c.tenant == tenant]
+        if revision_id is not None:
+            where.append(rows.leases.c.revision_id == revision_id)
         if open_only:
             where.append(rows.OPEN_LEASES)
         return await self.records.oldest_first(*where, limit=limit)
