@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from statistics import mean
 
 from cloudfarm.scheduler.rules import Rules
+from cloudfarm.simulate.measures import LEAST_DELAY_S
 from cloudfarm.simulate.tenants import HOUR_MS, Report, Setup, run
 
 LOADS = 0.8, 1.0, 1.3
@@ -53,6 +54,11 @@ def harms(reports: Reports) -> list[float]:
     ]
 
 
+def notice_s(reports: Reports) -> float:
+    """Return how long borrowers are told before they go."""
+    return reports[0].setup.rules.preempt_notice_ms / SECOND_MS
+
+
 def lost(report: Report) -> float:
     """Return the GPU-time that was lost by preemptions, as a part of what was used."""
     setup = report.setup
@@ -77,7 +83,7 @@ ROWS: dict[str, Callable[[Reports], str]] = {
     ),
     "by how much, worst, s": lambda reports: f"{max(0.0, *harms(reports)):.0f}",
     "of them by more than the notice": lambda reports: (
-        f"{sum(each > reports[0].setup.rules.preempt_notice_ms / SECOND_MS for each in harms(reports))}"
+        f"{sum(each > max(LEAST_DELAY_S, notice_s(reports)) for each in harms(reports))}"
     ),
     "worst extra of one lease, s": lambda reports: (
         f"{max(each.worst_extra_s for report in reports for each in report.measures.tenants.values()):,.0f}"
@@ -141,9 +147,18 @@ def main() -> int:
     parser.add_argument(
         "--spare-gpus", type=int, default=0, help="what borrowers leave free (Rules.spare_gpus)"
     )
+    parser.add_argument("--notice-s", type=int, default=60, help="how long before borrowers are told to go")
+    parser.add_argument("--min-run-s", type=int, default=300, help="how long a borrower runs at least")
+    parser.add_argument("--moves", type=int, default=0, help="how many may move at once (Rules.moves)")
     args = parser.parse_args()
     seeds = SEEDS[:2] if args.quick else SEEDS
-    columns = [list(measure(setup, seeds)) for setup in setups(Rules(spare_gpus=args.spare_gpus))]
+    rules = Rules(
+        min_run_ms=args.min_run_s * SECOND_MS,
+        preempt_notice_ms=args.notice_s * SECOND_MS,
+        spare_gpus=args.spare_gpus,
+        moves=args.moves,
+    )
+    columns = [list(measure(setup, seeds)) for setup in setups(rules)]
     if args.as_json:
         print(json.dumps([asdict(report) for reports in columns for report in reports], indent=1))
     else:
