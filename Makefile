@@ -31,13 +31,15 @@ demo: setup ## Show the whole life of a farm: lease, train, register, serve, sta
 test: setup ## Run all tests (T=tests/unit for one folder or file)
 ifeq ($(T),tests)
 	@$(MAKE) --no-print-directory test-unit
-	$(BIN)/python -m pytest tests -m serial
+	# the contract tests' farm ends before the others begin
+	$(BIN)/python -m pytest tests/contract -m serial
+	$(BIN)/python -m pytest tests/e2e tests/gpu tests/integration -m serial
 else
 	$(BIN)/python -m pytest $(T)
 endif
 
 test-unit: setup ## Run the tests that need no farm, on two cores
-	$(BIN)/python -m pytest tests/unit tests/contract -m 'not serial' -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -m 'not serial' -n 2 --dist loadfile
 
 lint: setup ## Check style and types
 	$(BIN)/python -m ruff check .

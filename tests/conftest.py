@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-SERIAL = {"integration", "e2e", "gpu"}
-
 
 def pytest_collection_modifyitems(items):
     """Mark what runs one after the other: farms use both cores, and their tests wait for what happens on them."""
     for item in items:
-        if SERIAL & set(item.path.parts) or item.get_closest_marker("own_farm"):
+        folders = set(item.path.parts)
+        on_the_farm = "integration" in folders and "farm" in item.fixturenames
+        if on_the_farm or folders & {"e2e", "gpu"} or item.get_closest_marker("own_farm"):
             item.add_marker("serial")
 
 

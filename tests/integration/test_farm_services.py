@@ -174,8 +174,8 @@ def test_a_service_sleeps_without_a_lease_and_wakes_at_the_first_request(
             return client.get("/v1/services/calm")["status"] == "IDLE"
 
         secret = key(univ, "calm")
-        # From the second time on the front door has known replicas that are gone, or are just going.
-        for state in (asleep, falls_asleep, asleep):
+        # The second time the front door has known replicas that are just going.
+        for state in (asleep, falls_asleep):
             until(state, "the service to sleep", 180)
             answer = ask(farm, secret, "calm", model["manifest"]["example_input"])
             assert answer.status_code == 200, answer.text
