@@ -210,7 +210,7 @@ async def first_tokens(gateway: Gateway, bare: Bare, turns: int, say: Say) -> li
                 began_s = time.perf_counter()
                 first_s, _ = await gateway.answer(client, ours, 1)
                 firsts[0].append(1000 * (first_s - began_s))
-                firsts[1] += bare.answers([theirs], 1)["first_ms"]
+                firsts[1].extend(bare.answers([theirs], 1)["first_ms"])
             for side, found_ms in enumerate(firsts):
                 sides[side].append(median(found_ms))
             say(f"  first token, p50 of {FIRSTS}: {sides[0][-1]:.1f} v {sides[1][-1]:.1f} ms")
