@@ -437,6 +437,8 @@ async def test_a_client_that_comes_as_the_replicas_go_waits_for_others(door: Fro
             if any(load.waiting for load in door.app.state.loads.report().loads.values()):
                 break
             await asyncio.sleep(0)
+        else:
+            pytest.fail("it does not wait")
         door.apps.running[NAME] = sea.app
         await accepted(socket)
         socket.send(text="hello")
