@@ -262,6 +262,20 @@ async def test_who_leaves_ends_the_work(model):
     assert text(await pieces(model, chat())) == "The capital of France is Paris."
 
 
+async def test_the_engine_begins_before_it_is_asked_for_more(model):
+    async with aclosing(model.generate(chat("Write a long story.", max_tokens=4000))) as answer:
+        first = await anext(answer)
+        assert (first.prompt_tokens > 0, first.tokens) == (True, 0)
+        assert await model.running() == 1
+    await no_longer_running(model)
+
+
+async def no_longer_running(model):
+    async with asyncio.timeout(20):
+        while await model.running():  # noqa: ASYNC110 - no engine tells of it
+            await asyncio.sleep(0.05)
+
+
 async def test_what_has_no_room_is_refused(model):
     found = await refusal(model, chat("word " * 9000))
     assert (found.code, found.param) == ("context_length_exceeded", "messages")

@@ -52,6 +52,11 @@ class Generation:
     """Text, or token ids."""
     adapter: Adapter | None = None
 
+    @property
+    def size(self) -> int:
+        """How long what is to go on with is, in characters or tokens."""
+        return len(self.prompt) + sum(len(each.role) + len(each.content) for each in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -24,6 +24,9 @@ from cloudfarm.inference.engine import EngineName, LocalAdapter, open_engine
 from cloudfarm.training.bundle import BundleError, Manifest
 from cloudfarm.training.hf_folder import CausalLmSpec, fetch_bundle
 
+SHORT = 4000
+"""Characters that are put into tokens before another thread would have begun to."""
+
 
 class Completions:
     """A language model in memory. It is a plain class: ``services/completions.py`` makes a Serve deployment of it.
@@ -58,7 +61,10 @@ class Completions:
         if refusal is not None:
             yield refusal
             return
-        prompt = await asyncio.to_thread(self._prompts.encode, request)  # seconds, for megabytes of text
+        if request.size <= SHORT:
+            prompt = self._prompts.encode(request)
+        else:
+            prompt = await asyncio.to_thread(self._prompts.encode, request)  # seconds, for megabytes of text
         if isinstance(prompt, Refusal):
             yield prompt
             return

@@ -4,6 +4,7 @@ It runs in processes of its own, which end when this one does. Its memory is siz
 of it that the lease may use, on a CPU to the lease's memory.
 """
 
+import asyncio
 import itertools
 import multiprocessing
 import os
@@ -119,16 +120,22 @@ class VllmEngine:
         outputs = self._engine.generate(
             tokens_input(list(prompt)), params, str(next(self._names)), lora_request=lora
         )
-        yield Piece(prompt_tokens=len(prompt))
+        first = asyncio.create_task(anext(outputs, None))
         try:
-            async for output in outputs:
+            await asyncio.sleep(0)  # the engine begins now, and not when the caller asks for the second piece
+            yield Piece(prompt_tokens=len(prompt))
+            output = await first
+            while output is not None:
                 for choice in output.outputs:
                     if choice.finish_reason not in (None, "stop", "length"):
                         raise UnavailableError(f"the engine ended a request: {choice.finish_reason}")
                     yield Piece(
                         choice.index, choice.text, len(choice.token_ids), finish_reason=choice.finish_reason
                     )
+                output = await anext(outputs, None)
         finally:
+            first.cancel()
+            await asyncio.wait((first,))
             await outputs.aclose()  # which aborts what is not finished
 
     def running(self) -> int:
