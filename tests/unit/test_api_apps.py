@@ -268,8 +268,8 @@ def test_answers_are_read_without_running_what_is_in_them():
 @pytest.mark.parametrize(
     ("status", "why"),
     [
-        (grpc.StatusCode.UNKNOWN, "service sea.1 failed; its log says why"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "service sea.1 is more than 64 MiB ahead of its client"),
+        (grpc.StatusCode.UNKNOWN, "service sea failed; its log says why"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "service sea is more than 64 MiB ahead of its client"),
     ],
 )
 def test_why_an_application_lost_its_client(status, why):

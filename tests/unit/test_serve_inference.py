@@ -1,13 +1,16 @@
 """Which of Serve's errors says that nobody has got a request: only such a one may be sent again."""
 
+from types import SimpleNamespace
+
 import pytest
-from ray import serve
 from ray.exceptions import ActorDiedError
+from ray.serve import context
 from ray.serve._private.common import DeploymentID
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from cloudfarm.domain.generation import Generation, Sampling
 from cloudfarm.errors import CloudfarmError, NoReplicaError, UnavailableError
+from cloudfarm.raylayer.serve_handles import Handles
 from cloudfarm.raylayer.serve_inference import ServeInference
 
 APP = "kaist.talk.1"
@@ -49,7 +52,10 @@ ASK = {
 
 
 async def told(error: BaseException, way: str, monkeypatch: pytest.MonkeyPatch) -> type[CloudfarmError]:
-    monkeypatch.setattr(serve, "get_app_handle", lambda _name: Handle(error))
+    async def opened(_self, _name: str) -> Handle:
+        return Handle(error)
+
+    monkeypatch.setattr(Handles, "_open", opened)
     with pytest.raises(CloudfarmError) as raised:
         await ASK[way](ServeInference())
     assert raised.value.detail == "service talk does not answer just now"
@@ -70,11 +76,19 @@ async def test_any_other_error_may_be_of_one_that_had_begun(error, way, monkeypa
     assert await told(error, way, monkeypatch) is UnavailableError
 
 
+class Controller:
+    """Serve's, which has no application."""
+
+    @property
+    def get_ingress_deployment_name(self) -> "Controller":
+        return self
+
+    async def remote(self, _name: str) -> None:
+        return None
+
+
 @pytest.mark.parametrize("way", ASK)
 async def test_an_application_that_serve_does_not_have_took_nothing(way, monkeypatch) -> None:
-    def missing(name: str) -> None:
-        raise RayServeException(f"Application '{name}' does not exist.")
-
-    monkeypatch.setattr(serve, "get_app_handle", missing)
+    monkeypatch.setattr(context, "_get_global_client", lambda: SimpleNamespace(_controller=Controller()))
     with pytest.raises(NoReplicaError):
         await ASK[way](ServeInference())

@@ -7,22 +7,26 @@ nothing that a tenant's process sends is unpickled here but plain values.
 
 import asyncio
 import io
-import logging
 import pickle
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from cloudfarm.errors import AppFailedError, NoReplicaError, UnavailableError
+from cloudfarm.errors import AppFailedError
+from cloudfarm.raylayer.serve_handles import Handles, service_of
 from cloudfarm.raylayer.serve_websockets import Inboxes
 
 if TYPE_CHECKING:
     import grpc
-    from ray.serve.handle import DeploymentHandle
 
 ASSIGN_TIMEOUT_S = 60.0
 """How long a request may wait for a replica; how long that one then thinks is its own and its client's affair."""
+_OPTIONS = {
+    "stream": True,
+    # What the application raises cannot be sent so, and need not be: nobody unpickles it here.
+    "response_serialization": "noop",
+}
 _BODY = "http.response.body"
 _ANSWER = frozenset({"http.response.start", _BODY})
 _CONVERSATION = frozenset(
@@ -35,14 +39,12 @@ _CONVERSATION = frozenset(
     }
 )
 
-log = logging.getLogger(__name__)
-
 
 class ServeApps:
     """Implements :class:`cloudfarm.ports.Apps`; lives in a process of the farm that is connected to Serve."""
 
     def __init__(self) -> None:
-        self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._handles = Handles(from_proxy=True)
         self._inboxes = Inboxes()
 
     async def answer(
@@ -68,7 +70,7 @@ class ServeApps:
             if not complete:
                 raise _failed(app_name, error) from error
         if not complete:
-            raise AppFailedError(f"service {_name(app_name)} gave no whole answer")
+            raise AppFailedError(f"service {service_of(app_name)} gave no whole answer")
 
     async def converse(
         self, app_name: str, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Mapping[str, Any]]]
@@ -100,8 +102,8 @@ class ServeApps:
     async def _messages(
         self, app_name: str, request: bytes, kinds: frozenset[str]
     ) -> AsyncGenerator[Mapping[str, Any]]:
-        with self._told(app_name):
-            handle = await self._handle(app_name)
+        with self._handles.told(app_name):
+            handle = await self._handles.get(app_name, "http", _OPTIONS)
             _say_that_it_is_http(app_name)
             response = handle.remote(request)
             try:
@@ -113,52 +115,6 @@ class ServeApps:
                             yield message
             finally:
                 response.cancel()
-
-    async def _handle(self, app_name: str) -> "DeploymentHandle[Any]":
-        from ray.serve._private.common import DeploymentHandleSource  # noqa: PLC0415 - only inside a replica
-        from ray.serve.context import _get_global_client  # noqa: PLC0415
-        from ray.serve.handle import DeploymentHandle  # noqa: PLC0415
-
-        known = self._handles.get(app_name)
-        if known is not None:
-            return known
-        client = _get_global_client()
-        ingress = await client._controller.get_ingress_deployment_name.remote(app_name)  # noqa: SLF001
-        if ingress is None:
-            raise NoReplicaError(f"service {_name(app_name)} does not run just now")
-        handle: DeploymentHandle[Any] = DeploymentHandle(ingress, app_name)
-        # As a proxy: Serve sends HTTP to an ingress from nowhere else.
-        handle._init(_source=DeploymentHandleSource.PROXY, _run_router_in_separate_loop=False)  # noqa: SLF001
-        # "noop": what the application raises cannot be sent so, and need not be: nobody unpickles it here.
-        found = handle.options(stream=True, _by_reference=False, response_serialization="noop")
-        return self._handles.setdefault(app_name, found)
-
-    @contextmanager
-    def _told(self, app_name: str) -> Iterator[None]:
-        """Turn what Ray raises into an error for the caller, and ask for the application anew the next time."""
-        from ray.exceptions import RayError  # noqa: PLC0415 - only inside a replica
-        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
-
-        try:
-            yield
-        except (RayServeException, RayError, TimeoutError) as error:
-            raise self._silent(app_name, error) from error
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Nobody cancelled us: Serve says so of a request whose replica was stopped.
-            raise self._silent(app_name, error) from error
-
-    def _silent(self, app_name: str, error: BaseException) -> UnavailableError:
-        """Return what to tell the caller, and ask for the application anew the next time."""
-        from ray.serve.exceptions import DeploymentUnavailableError  # noqa: PLC0415 - only inside a replica
-
-        log.warning("%s: %s: %s", app_name, type(error).__name__, error)
-        self._handles.pop(app_name, None)
-        # Serve says so before it has chosen a replica, of an application that has ended.
-        kind = NoReplicaError if isinstance(error, DeploymentUnavailableError) else UnavailableError
-        return kind(f"service {_name(app_name)} does not answer just now")
 
 
 class Body:
@@ -197,10 +153,6 @@ def plain(batch: bytes) -> list[dict[str, Any]]:
     raise AppFailedError("the application's answer cannot be read")
 
 
-def _name(app_name: str) -> str:
-    return app_name.partition(".")[2]
-
-
 def _failed(app_name: str, error: "grpc.RpcError") -> AppFailedError:
     import grpc  # noqa: PLC0415 - only inside a replica
 
@@ -209,8 +161,8 @@ def _failed(app_name: str, error: "grpc.RpcError") -> AppFailedError:
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         # Serve hands over at once whatever has gathered while the client read.
         most = f"{MAX_SERVE_MESSAGE_BYTES // 1024**2} MiB"
-        return AppFailedError(f"service {_name(app_name)} is more than {most} ahead of its client")
-    return AppFailedError(f"service {_name(app_name)} failed; its log says why")
+        return AppFailedError(f"service {service_of(app_name)} is more than {most} ahead of its client")
+    return AppFailedError(f"service {service_of(app_name)} failed; its log says why")
 
 
 def _request(scope: Mapping[str, Any], receive: Callable[[Any], Awaitable[bytes]]) -> bytes:
