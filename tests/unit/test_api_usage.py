@@ -7,7 +7,7 @@ import pytest
 from cloudfarm.domain.served import Used
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_openai_error, assert_problem
-from cloudfarm.usecases.routing import Route
+from cloudfarm.usecases.routes import Route
 
 ZERO = dict.fromkeys(("requests", "prompt_tokens", "completion_tokens", "busy_ms", "milli_gpu_ms"), 0)
 

@@ -13,7 +13,7 @@ from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases.limits import month_of
 from cloudfarm.usecases.metering import MOST_AT_ONCE, Meter
-from cloudfarm.usecases.routing import Route
+from cloudfarm.usecases.routes import Route
 
 CHAT = make_service("s1", name="chat", tenant="kaist", project="wind")
 

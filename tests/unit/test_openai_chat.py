@@ -287,7 +287,7 @@ async def test_a_model_that_was_opened_to_all(door: FrontDoor):
     owners = {each["id"]: each["owned_by"] for each in listed.json()["data"]}
     assert owners == {"talk": "farm", "talk:dialect": "beta"}
     await door.serve("talk", tenant="beta")  # one's own comes first
-    door.clock.advance(500)
+    door.clock.advance(900)
     await ask(door, who="beta.key")
     assert door.inference.generations[-1][0].startswith("beta.talk.")
 

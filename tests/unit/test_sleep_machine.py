@@ -26,12 +26,12 @@ from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
 from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
+from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.inference import Calls
 from cloudfarm.usecases.load import LoadReporter, Loads
 from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.open_requests import OpenRequests
 from cloudfarm.usecases.revisions import WaitingRoom
-from cloudfarm.usecases.routing import Gate
 
 SECRET = "cfk_x"  # noqa: S105 - of nobody
 MODEL, OWN = "wind", "sea"

@@ -23,13 +23,30 @@ from cloudfarm.api.routers import (
     session,
     tenants,
 )
+from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.inference import Calls
 from cloudfarm.usecases.load import LoadReporter, Loads
 from cloudfarm.usecases.open_requests import OpenRequests
 from cloudfarm.usecases.revisions import WaitingRoom
-from cloudfarm.usecases.routing import Gate
 
 DASHBOARD_TIMEOUT_S = 60.0
+ROUTERS = tuple(
+    module.router
+    for module in (
+        # First what is called most: of every request the routes are tried in this order.
+        openai,
+        services,
+        apps,
+        ray_jobs,
+        ray_packages,
+        tenants,
+        session,
+        leases,
+        quotas,
+        farm,
+        dashboard,  # whatever none of the others has
+    )
+)
 
 
 def create_app(context: ApiContext) -> FastAPI:
@@ -61,20 +78,8 @@ def create_app(context: ApiContext) -> FastAPI:
         context.apps,
     )
     install_handlers(app)
-    for module in (
-        ray_jobs,
-        ray_packages,
-        tenants,
-        session,
-        leases,
-        services,
-        apps,
-        openai,
-        quotas,
-        farm,
-        dashboard,
-    ):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_middleware(
         BodyLimit, max_bytes=context.settings.max_body_bytes, streamed_prefix=ray_packages.PREFIX
     )
@@ -96,3 +101,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 yield
         finally:
             reporting.cancel()
+            app.state.calls.gate.close()

@@ -19,7 +19,7 @@ from typing import Any
 from cloudfarm.api.openai_errors import error_body
 from cloudfarm.domain.generation import Embeddings, Piece
 from cloudfarm.errors import CloudfarmError, UnavailableError
-from cloudfarm.usecases.routing import ServedModel
+from cloudfarm.usecases.routes import ServedModel
 
 # (``quoted`` is what json.dumps comes to in the end, written in C.)
 DONE = b"data: [DONE]\n\n"

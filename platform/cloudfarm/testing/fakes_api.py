@@ -10,7 +10,7 @@ from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
 from cloudfarm.errors import InvalidInputError, NoReplicaError, TooManyError, UnavailableError
 from cloudfarm.usecases.metering import Meter, Use
-from cloudfarm.usecases.routing import Route
+from cloudfarm.usecases.routes import Route
 
 
 def _name(job: Job) -> str:

@@ -28,6 +28,12 @@ MAX_KEY_SERVICES = 50
 
 
 async def authenticate(store: Store, clock: Clock, secret: str | None) -> Principal:
+    """Return who holds the secret; raises as :func:`identify`."""
+    async with store.begin(write=False) as uow:
+        return await identify(uow, clock, secret)
+
+
+async def identify(uow: UnitOfWork, clock: Clock, secret: str | None) -> Principal:
     """Return who holds the secret.
 
     Raises:
@@ -36,10 +42,9 @@ async def authenticate(store: Store, clock: Clock, secret: str | None) -> Princi
     if not secret:
         raise UnauthenticatedError("send your token in the header 'Authorization: Bearer cf_...'")
     if len(secret) <= MAX_SECRET and secret.isascii():
-        async with store.begin(write=False) as uow:
-            found = await uow.credentials.find(hash_secret(secret))
-            if found is not None and found.is_live(clock.now_ms()) and await _is_open(uow, found.tenant):
-                return Principal(found.tenant, found.user, found.role, found.kind, found.id, found.services)
+        found = await uow.credentials.find(hash_secret(secret))
+        if found is not None and found.is_live(clock.now_ms()) and await _is_open(uow, found.tenant):
+            return Principal(found.tenant, found.user, found.role, found.kind, found.id, found.services)
     raise UnauthenticatedError("this token is unknown, has expired or was revoked")
 
 

@@ -9,10 +9,11 @@ from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, CAUSAL_LM, SERVE_APP, T
 from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.errors import InvalidInputError, NoReplicaError
 from cloudfarm.ports import Apps, Inference
+from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.metering import Meter, Use
 from cloudfarm.usecases.open_requests import OpenRequests
-from cloudfarm.usecases.routing import Gate, Route
+from cloudfarm.usecases.routes import Route
 
 TIMEOUT_S = 60.0
 

@@ -17,7 +17,7 @@ from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_m
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
 from cloudfarm.usecases.limits import Allowances, Budget, month_of
-from cloudfarm.usecases.routing import Route
+from cloudfarm.usecases.routes import Route
 
 MOST_AT_ONCE = 10**9
 """More tokens in one count are a mistake."""

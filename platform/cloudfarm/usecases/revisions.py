@@ -40,6 +40,7 @@ class Running:
 class Asleep:
     """Nothing answers a service's requests just now, but it will after one has come in."""
 
+    service: Service
     why: str
 
 
@@ -64,7 +65,7 @@ async def find_running(uow: UnitOfWork, service: Service, *, waits: bool = False
     why = f"service {service.name} is {current.status}: {await _reason(uow, service, current)}"
     wakes = service.min_replicas == 0 or current.status is RevisionStatus.IDLE
     if (waits or wakes) and current.status in _COMES_BY_ITSELF:
-        return Asleep(why)
+        return Asleep(service, why)
     raise UnavailableError(why, retry_after_s=RETRY_S)
 
 
@@ -105,30 +106,24 @@ class WaitingRoom:
     _seen: dict[str, tuple[int, Running | Asleep]] = field(default_factory=dict)
     """By service: when it was last looked at for those who wait, and what was found; one look for all of them."""
 
-    async def wait_for_route(self, service: Service, *, again: bool = False) -> Running:
-        """Return what answers the requests of a service, when there is something.
+    async def wait(self, asleep: Asleep) -> None:
+        """Return when there is something that answers the requests of a service.
 
-        Args:
-            service: the one that is asked.
-            again: its replicas were found gone. The records may not say so yet, so they are believed only when
-                they are looked at after a while; the steward, which hears of who waits, looks meanwhile.
+        The records may say so already and be wrong, if replicas were found gone. So they are believed only when they
+        are looked at after a while; the steward, which hears of who waits, looks meanwhile.
 
         Raises:
             UnavailableError: if too many wait already, it takes too long, or it will not run.
         """
-        found: Running | Asleep = Asleep(f"service {service.name} has lost its replicas")
-        if not again:
-            async with self.store.begin(write=False) as uow:
-                found = await find_running(uow, service)
-        if isinstance(found, Running):
-            return found
+        service = asleep.service
         if self.loads.waiting(service.id) >= self.most_waiting:
             raise UnavailableError(
-                f"{found.why}; {self.most_waiting} requests wait for it already, and that is the most",
+                f"{asleep.why}; {self.most_waiting} requests wait for it already, and that is the most",
                 retry_after_s=RETRY_S,
                 max_cold_requests=self.most_waiting,
             )
         until_ms = self.clock.now_ms() + int(self.timeout_s * 1000)
+        found: Running | Asleep = asleep
         with self.loads.wait(service.id):
             if self.loads.waiting(service.id) == 1:
                 self.nudge.report(self.loads.report())
@@ -139,7 +134,6 @@ class WaitingRoom:
                     )
                 await asyncio.sleep(self.poll_s)
                 found = await self._look(service)
-        return found
 
     async def _look(self, service: Service) -> Running | Asleep:
         now_ms = self.clock.now_ms()

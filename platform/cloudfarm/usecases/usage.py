@@ -14,7 +14,7 @@ from cloudfarm.domain.tenant import Role
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.ports import Store
 from cloudfarm.usecases.access import Principal
-from cloudfarm.usecases.routing import EVERYBODYS
+from cloudfarm.usecases.routes import EVERYBODYS
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _EPOCH = date(1970, 1, 1)
