@@ -6,6 +6,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .conftest import HOOK_SCRIPTS, RunningFarm, Tenant, until
@@ -31,6 +32,22 @@ def test_the_stock_command_line_makes_the_round_trip(tenants: tuple[Tenant, Tena
     assert "holding" in univ.logs(submission_id)  # archived: the lease node is gone
     univ.ray("job", "delete", submission_id)
     assert submission_id not in univ.ray("job", "list").stdout
+
+
+def test_the_farm_comes_before_what_its_leases_compute(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], tmp_path: Path
+) -> None:
+    univ, _ = tenants
+    goes = tmp_path / "go"
+    submission_id = univ.start_job("python", "wait.py", str(goes), metadata={"gpus": "0.5"})
+    univ.wait_job(submission_id, "RUNNING")
+    drivers = [each for each in psutil.process_iter(["cmdline"]) if str(goes) in (each.info["cmdline"] or ())]
+    serving = farm.actor_pids("ray::ServeReplica:front-door") + farm.actor_pids("ray::StewardActor")
+    nice = psutil.Process().nice()
+    assert {driver.nice() for driver in drivers} == {nice + 15}
+    assert [psutil.Process(pid).nice() for pid in serving] == [nice, nice]
+    goes.touch()
+    univ.wait_job(submission_id, "SUCCEEDED")
 
 
 @pytest.mark.parametrize("by", ["headers", "token"])

@@ -232,7 +232,9 @@ class LocalFarm:
             memory_bytes=0,
             object_store_bytes=256 * _MIB,
             labels={"farm": "control", "role": "head"},
-            env=self._ray_env(),
+            # What serves everybody comes before what leases compute: those are as nice as their host's agent, which is
+            # as nice as Ray makes an actor.
+            env={**self._ray_env(), "RAY_worker_niceness": "0"},
             temp_dir=str(self.paths.node_dir(HEAD)),
             worker_ports=self.paths.head_ports(),
             isolate=False,
