@@ -1,20 +1,28 @@
-"""vLLM by itself, with the settings of the farm's engine: ``python -m benchmarks.bare_vllm FOLDER``.
+"""vLLM by itself, with the settings of the farm's engine: ``python -m benchmarks.bare_vllm FOLDER TOKENS NAME``.
 
-Reads one list of prompts after the other from its input, as JSON lines ``{"prompts": [...], "tokens": 64}``, has them
-answered at once, and prints what it saw of each list as a JSON line. The engine is made by the farm's own code, so that
-nothing differs but the way to it; the prompts are given to vLLM itself.
+It is asked in two ways. Over HTTP, by vLLM's own server, which is what one would run without a farm. And in its
+process, with no way to it at all: it reads lists of prompts from its input, as JSON lines ``{"prompts": [...],
+"tokens": 64}``, has them answered at once, and prints what it saw of each list as a JSON line. The engine is made by
+the farm's own code, so that nothing differs but the way to it. It runs as nice as what runs in leases.
 """
 
 import asyncio
 import json
+import os
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import vllm
+from vllm.entrypoints.launchers.api_server.entry import build_and_serve
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cloudfarm.inference.engine import open_engine
+
+AS_NICE_AS_LEASES = 19
 
 
 async def answer(engine: Any, name: str, prompt: str, tokens: int) -> tuple[float, int]:
@@ -32,11 +40,23 @@ async def answer(engine: Any, name: str, prompt: str, tokens: int) -> tuple[floa
     return first_s, count
 
 
+def serve(engine: Any, folder: str, name: str) -> tuple[str, asyncio.Task[Any]]:
+    """Let vLLM's own server answer for the engine; returns its URL, and the task that serves."""
+    options = ["--model", folder, "--served-model-name", name, "--uvicorn-log-level", "warning"]
+    asked = make_arg_parser(FlexibleArgumentParser()).parse_args([*options, "--disable-uvicorn-access-log"])
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    return url, asyncio.create_task(build_and_serve(engine, url, listening, asked))
+
+
 async def main() -> None:
-    """Serve lists of prompts until the input ends."""
-    ours: Any = open_engine(Path(sys.argv[1]), int(sys.argv[2]), "vllm")
+    """Serve until the input ends."""
+    folder, context_tokens, name = sys.argv[1:]
+    os.nice(AS_NICE_AS_LEASES)
+    ours: Any = open_engine(Path(folder), int(context_tokens), "vllm")
     engine = ours._engine  # noqa: SLF001 - vLLM's own
-    print(json.dumps(dict(ours.describe())), flush=True)
+    url, serving = serve(engine, folder, name)
+    print(json.dumps({**ours.describe(), "url": url}), flush=True)
     number = 0
     while line := await asyncio.to_thread(sys.stdin.readline):
         asked = json.loads(line)
@@ -54,6 +74,8 @@ async def main() -> None:
             json.dumps({"seconds": seconds, "tokens": sum(count for _, count in seen), "first_ms": firsts}),
             flush=True,
         )
+    serving.cancel()
+    await asyncio.wait((serving,))
     ours.close()
 
 

@@ -6,13 +6,13 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
 from statistics import median
 from typing import Any
 
-import httpx
+import aiohttp
 import psutil
 
 from benchmarks.figures import Row, Series
@@ -44,6 +44,8 @@ WORDS = (
     "orchard",
 )
 
+FARM, SERVER, BARE = "the farm", "vLLM's own server", "vLLM in its process"
+
 Say = Callable[[str], None]
 
 
@@ -52,55 +54,71 @@ def prompts(rng: random.Random, count: int, words: int = PROMPT_WORDS) -> list[s
     return [f"{rng.random()} " + " ".join(rng.choices(WORDS, k=words)) for _ in range(count)]
 
 
-def client_of_many() -> httpx.AsyncClient:
+async def client_of_many() -> aiohttp.ClientSession:
     """Return a client of as many connections as there are requests."""
-    return httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None), trust_env=False)
+    # vLLM's server closes a connection after five seconds of silence.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600))
 
 
-class Gateway:
-    """The farm's front door, asked as any client of OpenAI's API would."""
+class Endpoint:
+    """Something that speaks OpenAI's API, asked as any client would ask it."""
 
-    def __init__(self, farm: BenchFarm, service: str) -> None:
-        self.service = service
+    def __init__(self, url: str, model: str, secret: str = "") -> None:
+        self._url = f"{url}/v1/completions"
+        self._model = model
+        self._headers = {"Authorization": f"Bearer {secret}"}
+        self._runner = asyncio.Runner()
+        self._client = self._runner.run(client_of_many())
+
+    @classmethod
+    def of_farm(cls, farm: BenchFarm, service: str) -> "Endpoint":
+        """Return the farm's front door, with a key of its own."""
         made = farm.tenant.post("/v1/keys", {"user": "bench", "services": [service]})
-        self._url = f"{farm.local.url}/v1/completions"
-        self._headers = {"Authorization": f"Bearer {made['secret']}"}
+        return cls(farm.local.url, service, made["secret"])
 
-    async def answers(self, asked: Sequence[str], tokens: int) -> dict[str, Any]:
+    def answers(self, asked: Sequence[str], tokens: int) -> dict[str, Any]:
         """Stream the answers to several prompts at once; returns what :mod:`benchmarks.bare_vllm` prints."""
-        async with client_of_many() as client:
-            began_s = time.perf_counter()
-            seen = await asyncio.gather(*(self.answer(client, prompt, tokens) for prompt in asked))
-            seconds = time.perf_counter() - began_s
+        return self._runner.run(self._answers(asked, tokens))
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    async def _answers(self, asked: Sequence[str], tokens: int) -> dict[str, Any]:
+        began_s = time.perf_counter()
+        seen = await asyncio.gather(*(self._answer(prompt, tokens) for prompt in asked))
+        seconds = time.perf_counter() - began_s
         return {
             "seconds": seconds,
             "tokens": sum(count for _, count in seen),
             "first_ms": [1000 * (first_s - began_s) for first_s, _ in seen],
         }
 
-    async def answer(self, client: httpx.AsyncClient, prompt: str, tokens: int) -> tuple[float, int]:
+    async def _answer(self, prompt: str, tokens: int) -> tuple[float, int]:
         """Stream one answer; returns when its first token came, and how many came."""
         body = {
-            "model": self.service, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
+            "model": self._model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        first_s, last = 0.0, ""
-        async with client.stream("POST", self._url, json=body, headers=self._headers) as response:
+        first_s, last = 0.0, b""
+        async with self._client.post(self._url, json=body, headers=self._headers) as response:
             response.raise_for_status()
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
+            async for line in response.content:
+                if line.startswith(b"data: {"):
                     first_s = first_s or time.perf_counter()
                     last = line
-        return first_s, json.loads(last.removeprefix("data: "))["usage"]["completion_tokens"]
+        return first_s, json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"]
 
     async def hold(self, count: int, held: asyncio.Event, enough: asyncio.Event) -> None:
         """Keep so many streams open until told."""
         begun = 0
 
-        async def one(client: httpx.AsyncClient) -> None:
+        async def one(client: aiohttp.ClientSession) -> None:
             nonlocal begun
             body = {
-                "model": self.service,
+                "model": self._model,
                 "prompt": "go",
                 "max_tokens": 2000,
                 "ignore_eos": True,
@@ -110,16 +128,13 @@ class Gateway:
             if begun == count:
                 held.set()
             try:
-                async with (
-                    asyncio.timeout(None),
-                    client.stream("POST", self._url, json=body, headers=self._headers),
-                ):
+                async with client.post(self._url, json=body, headers=self._headers):
                     await enough.wait()
-            except httpx.HTTPError:
+            except aiohttp.ClientError:
                 if not enough.is_set():
                     raise
 
-        async with client_of_many() as client:
+        async with await client_of_many() as client:
             tasks = [asyncio.create_task(one(client)) for _ in range(count)]
             await enough.wait()
             for task in tasks:
@@ -128,11 +143,11 @@ class Gateway:
 
 
 class Bare:
-    """vLLM in a process of its own."""
+    """vLLM in a process of its own, asked in that process; its own server is at ``about["url"]``."""
 
     def __init__(self, folder: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.bare_vllm", folder, str(CONTEXT_TOKENS)],
+            [sys.executable, "-m", "benchmarks.bare_vllm", folder, str(CONTEXT_TOKENS), SERVICE],
             env=clean_env(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -163,6 +178,9 @@ class Bare:
         raise BenchmarkError("the bare engine has ended")
 
 
+Sides = Mapping[str, Endpoint | Bare]
+
+
 def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows of tokens a second and first tokens, and the front door's memory beside them."""
     publish(farm, say)
@@ -170,58 +188,67 @@ def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str,
     with service(farm, SERVICE):
         farm.wait(f"/v1/services/{SERVICE}", "RUNNING")
         say("a bare engine beside it")
-        bare = Bare(str(prepare(SMOLLM2)))
-        try:
-            gateway = Gateway(farm, SERVICE)
-            rows += [side_by_side(gateway, bare, batch, turns, say) for batch in BATCHES]
-            rows += asyncio.run(first_tokens(gateway, bare, turns, say))
-        finally:
-            bare.close()
-        memory = asyncio.run(streams(farm, say))
+        with (
+            closing(Endpoint.of_farm(farm, SERVICE)) as ours,
+            closing(Bare(str(prepare(SMOLLM2)))) as bare,
+            closing(Endpoint(bare.about["url"], SERVICE)) as server,
+        ):
+            sides: Sides = {FARM: ours, SERVER: server, BARE: bare}
+            for batch in BATCHES:
+                rows += tokens_a_second(sides, batch, turns, say)
+            rows += first_tokens(sides, turns, say)
+        with closing(Endpoint.of_farm(farm, SERVICE)) as ours:
+            memory = asyncio.run(streams(farm, ours, say))
     return rows, {"engine": bare.about, "front_door_memory_mb": memory}
 
 
-def side_by_side(gateway: Gateway, bare: Bare, batch: int, turns: int, say: Say) -> Row:
-    """Return the row of tokens a second with so many requests at once, in turns."""
+def tokens_a_second(sides: Sides, batch: int, turns: int, say: Say) -> list[Row]:
+    """Return the rows of tokens a second with so many requests at once, in turns."""
     rng = random.Random(batch)  # noqa: S311 - words to ask about
-    rates: tuple[list[float], list[float]] = ([], [])
+    rates: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
-        seen = (
-            asyncio.run(gateway.answers(prompts(rng, batch), TOKENS)),
-            bare.answers(prompts(rng, batch), TOKENS),
-        )
-        if turn:  # the first finds cold caches
-            for side, found in enumerate(seen):
-                assert found["tokens"] == batch * TOKENS
-                rates[side].append(found["tokens"] / found["seconds"])
-            say(f"  batch {batch}, turn {turn}: {rates[0][-1]:.1f} v {rates[1][-1]:.1f} tokens/s")
-    return Row(6, f"batch {batch}: tokens a second", "1/s", Series.of(rates[0]), Series.of(rates[1]), False)
-
-
-async def first_tokens(gateway: Gateway, bare: Bare, turns: int, say: Say) -> list[Row]:
-    """Return the rows of the time to the first token of single requests, one here and one there, and what is added."""
-    rng = random.Random(0)  # noqa: S311 - words to ask about
-    sides: tuple[list[float], list[float]] = ([], [])
-    async with client_of_many() as client:
-        for _ in range(turns):
-            firsts: tuple[list[float], list[float]] = ([], [])
-            for _ in range(FIRSTS):
-                ours, theirs = prompts(rng, 2, FIRST_WORDS)
-                began_s = time.perf_counter()
-                first_s, _ = await gateway.answer(client, ours, 1)
-                firsts[0].append(1000 * (first_s - began_s))
-                firsts[1].extend(bare.answers([theirs], 1)["first_ms"])
-            for side, found_ms in enumerate(firsts):
-                sides[side].append(median(found_ms))
-            say(f"  first token, p50 of {FIRSTS}: {sides[0][-1]:.1f} v {sides[1][-1]:.1f} ms")
-    added = [ours_ms - theirs_ms for ours_ms, theirs_ms in zip(*sides, strict=True)]
+        for name, side in sides.items():
+            found = side.answers(prompts(rng, batch), TOKENS)
+            assert found["tokens"] == batch * TOKENS
+            if turn:  # the first finds cold caches
+                rates[name].append(found["tokens"] / found["seconds"])
+        if turn:
+            say(f"  batch {batch}, turn {turn}: {told(rates)} tokens/s")
+    ours = Series.of(rates[FARM])
     return [
-        Row(6, "time to the first token, p50", "ms", Series.of(sides[0]), Series.of(sides[1])),
-        Row(6, "added to the first token", "ms", Series.of(added)),
+        Row(6, f"batch {batch}: tokens a second, v {name}", "1/s", ours, Series.of(rates[name]), False)
+        for name in (SERVER, BARE)
     ]
 
 
-async def streams(farm: BenchFarm, say: Say) -> dict[str, float]:
+def first_tokens(sides: Sides, turns: int, say: Say) -> list[Row]:
+    """Return the rows of the time to the first token of single requests, by turns, and of what is added to it."""
+    rng = random.Random(0)  # noqa: S311 - words to ask about
+    p50_ms: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(turns):
+        firsts_ms: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(FIRSTS):
+            for name, side in sides.items():
+                firsts_ms[name] += side.answers(prompts(rng, 1, FIRST_WORDS), 1)["first_ms"]
+        for name, found_ms in firsts_ms.items():
+            p50_ms[name].append(median(found_ms))
+        say(f"  first token, p50 of {FIRSTS}: {told(p50_ms)} ms")
+    rows = []
+    for name in (SERVER, BARE):
+        added = [ours - theirs for ours, theirs in zip(p50_ms[FARM], p50_ms[name], strict=True)]
+        rows += [
+            Row(6, f"first token, p50, v {name}", "ms", Series.of(p50_ms[FARM]), Series.of(p50_ms[name])),
+            Row(6, f"added to the first token, v {name}", "ms", Series.of(added)),
+        ]
+    return rows
+
+
+def told(figures: Mapping[str, Sequence[float]]) -> str:
+    """Return the last figure of each side."""
+    return ", ".join(f"{name} {found[-1]:.1f}" for name, found in figures.items())
+
+
+async def streams(farm: BenchFarm, ours: Endpoint, say: Say) -> dict[str, float]:
     """Return the front door's memory at rest and with many streams open, in MB."""
     pid = next(pid for pid in farm.every_pid() if procs.title(pid).startswith(TITLES["front door"]))
 
@@ -230,7 +257,7 @@ async def streams(farm: BenchFarm, say: Say) -> dict[str, float]:
 
     before = memory_mb()
     held, enough = asyncio.Event(), asyncio.Event()
-    holding = asyncio.create_task(Gateway(farm, SERVICE).hold(STREAMS, held, enough))
+    holding = asyncio.create_task(ours.hold(STREAMS, held, enough))
     await held.wait()
     most = before
     for _ in range(30):
@@ -258,12 +285,14 @@ def cold_starts(farm: BenchFarm, turns: int, say: Say) -> dict[str, Any]:
     """Return what a request to a sleeping service waits for, in seconds."""
     publish(farm, say)
     parts: dict[str, list[float]] = {}
-    with service(farm, SLEEPER, min_replicas=0, max_replicas=1, idle_minutes=IDLE_MINUTES):
-        gateway = Gateway(farm, SLEEPER)
+    with (
+        service(farm, SLEEPER, min_replicas=0, max_replicas=1, idle_minutes=IDLE_MINUTES),
+        closing(Endpoint.of_farm(farm, SLEEPER)) as ours,
+    ):
         for turn in range(turns):
             sleep(farm)
             began_s = time.time()
-            found = asyncio.run(gateway.answers(["Once upon a time"], 1))
+            found = ours.answers(["Once upon a time"], 1)
             first_s = began_s + found["first_ms"][0] / 1000
             for part, seconds in split(farm, began_s, first_s).items():
                 parts.setdefault(part, []).append(seconds)

@@ -32,11 +32,9 @@ from cloudfarm.store import SqlStore, migrate
 from cloudfarm.testing.factories import add, make_credential, make_revision, make_service
 from cloudfarm.testing.fake_apps import FakeApps
 from cloudfarm.testing.fakes_api import FakeLiveLogs, FakeNudge
-from cloudfarm.usecases.access import Principal
-from cloudfarm.usecases.credentials import authenticate
 from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.metering import Meter
-from cloudfarm.usecases.services import find_service
+from cloudfarm.usecases.routes import Ask, find_ways
 
 TENANT, SERVICE = "bench", "wind"
 GOOD = 200
@@ -113,15 +111,14 @@ def _layers(store: SqlStore, folder: Path, secret: str, model: Forecaster, meter
         return await answers.call("", await asked.json(), timeout_s=1)
 
     wrapped = Boundary(BodyLimit(plain, max_bytes=1024**2, streamed_prefix="/api/packages"))
-    who = Principal(TENANT, "kim", Role.VIEWER, CredentialKind.KEY, "ckey", (SERVICE,))
 
     async def nothing_read() -> None:
         async with store.begin(write=False):
             pass
 
-    async def service_found() -> None:
+    async def looked_up() -> None:
         async with store.begin(write=False) as uow:
-            await find_service(uow, who, SERVICE)
+            await find_ways(uow, SystemClock(), Ask(secret, SERVICE, "service"), waits=False)
 
     async def checked() -> None:
         check_json(request, what="the request")
@@ -130,10 +127,9 @@ def _layers(store: SqlStore, folder: Path, secret: str, model: Forecaster, meter
         "FastAPI route that answers at once": lambda: post(plain, body, secret),
         "the same behind our two middlewares": lambda: post(wrapped, body, secret),
         "the whole front door, its model answering at once": lambda: post(door, body, secret),
-        "of it: authenticate (begin, 2 queries, end)": lambda: authenticate(store, SystemClock(), secret),
-        "of it: find the service (begin, 1 query, end)": service_found,
-        "  a begin and an end with nothing read": nothing_read,
         "of it: check_json": checked,
+        "beside it, when a caller is looked up: one transaction": looked_up,
+        "  of that: a begin and an end with nothing read": nothing_read,
         "the model itself": lambda: model.handle(request),
     }
 
