@@ -71,12 +71,16 @@ class LocalFarm:
 
         Raises:
             UnavailableError: if it does not come up; what was started is taken down again.
-            ConflictError: if the farm is being started or stopped elsewhere.
+            ConflictError: if the farm is being started or stopped elsewhere, or another one has its address.
         """
         self.paths.make()
         with self._lock():
             if self.is_healthy():
-                return
+                if self.left_running():
+                    return
+                raise ConflictError(
+                    f"another farm answers at {self.url}: end that one, or choose another port"
+                )
             self.progress("clearing what an earlier run left")
             self._clear()
             read_or_make_secret(self.paths.ray_token_file)
