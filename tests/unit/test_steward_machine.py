@@ -6,12 +6,15 @@ nodes die, hosts fall silent, refuse to start or to kill, Ray does not answer, t
 
 import asyncio
 from collections import Counter
+from random import Random
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from cloudfarm.domain import ids
 from cloudfarm.domain.lease import LeaseKind
 from cloudfarm.domain.status import EndReason, JobStatus, LeaseStatus
 from cloudfarm.domain.workload import LEFT_ITS_LEASE
@@ -30,6 +33,9 @@ class FarmMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        # Ids break ties. With others each time the same steps would not lead to the same farm.
+        self.ids = patch.object(ids, "secrets", Random(0))  # noqa: S311 - nothing is kept secret here
+        self.ids.start()
         self.loop = asyncio.new_event_loop()
         self.farm = self.make_farm()
         self.count = 0
@@ -41,9 +47,12 @@ class FarmMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
-        self.calm()
-        self.do(self.everything_ends())
-        self.loop.close()
+        try:
+            self.calm()
+            self.do(self.everything_ends())
+        finally:
+            self.loop.close()
+            self.ids.stop()
 
     def calm(self) -> None:
         hosts = self.farm.hosts
