@@ -319,6 +319,19 @@ async def test_an_adapter_changes_the_answer_of_its_request_only(
     assert [text(each) for each in together] == [expected, plain, expected, plain]
 
 
+async def test_the_model_stays_itself_with_as_many_adapters_in_memory_as_fit(
+    model, adapter_folder, outbox, base
+):
+    plain = text(await pieces(model, chat(max_tokens=10)))
+    adapters = [publish_adapter(adapter_folder, outbox, base, f"many-{number}") for number in range(5)]
+    tuned = [text(await pieces(model, chat(adapter=each, max_tokens=10))) for each in adapters]
+    assert len({*tuned, plain}) == 2
+    assert text(await pieces(model, chat(max_tokens=10))) == plain
+    asked = [adapters[3], None, adapters[4], None]
+    together = await asyncio.gather(*(pieces(model, chat(adapter=each, max_tokens=10)) for each in asked))
+    assert [text(each) for each in together] == [tuned[0], plain, tuned[0], plain]
+
+
 async def test_an_adapter_is_fetched_once(model, adapter_folder, outbox, base):
     adapter = publish_adapter(adapter_folder, outbox, base, "once")
     first = await asyncio.gather(*(pieces(model, chat(adapter=adapter, max_tokens=4)) for _ in range(3)))

@@ -40,7 +40,8 @@ from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
-from vllm.v1.executor.uniproc_executor import UniProcExecutor  # noqa: E402
+
+from cloudfarm.inference.vllm_cpu import CpuExecutor  # noqa: E402
 
 GPU_PART = 0.9
 """Of what the lease may use; the rest is for what vLLM does not count."""
@@ -70,9 +71,7 @@ class VllmEngine:
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": cache_bytes,
                 "max_num_seqs": CPU_SEQUENCES,
-                # As on a GPU. By default it takes another process, to bind threads to cores, which is off here; that
-                # would cost a third of the start, 370 MB, and a core that only waits for the other.
-                "distributed_executor_backend": UniProcExecutor,
+                "distributed_executor_backend": CpuExecutor,
             }
         )
         others = set(multiprocessing.active_children())
