@@ -20,10 +20,13 @@ from ray import serve
 
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, Sampling
 from cloudfarm.errors import CloudfarmError
+from cloudfarm.inference.completions import Completions
 from cloudfarm.raylayer.serve_inference import ServeInference
 
 
 class Engine:
+    post = Completions.post
+
     def __init__(self):
         self.under_way = 0
 

@@ -36,9 +36,6 @@ class Handle:
         yield from ()
         raise self.error
 
-    async def __anext__(self):
-        raise self.error
-
 
 async def generated(inference: ServeInference) -> object:
     return await anext(inference.generate(APP, Generation(Sampling(), prompt="x")))
@@ -51,15 +48,22 @@ ASK = {
 }
 
 
+async def asked(way: str) -> CloudfarmError:
+    inference = ServeInference()
+    with pytest.raises(CloudfarmError) as raised:
+        await ASK[way](inference)
+    inference.close()
+    return raised.value
+
+
 async def told(error: BaseException, way: str, monkeypatch: pytest.MonkeyPatch) -> type[CloudfarmError]:
     async def opened(_self, _name: str) -> Handle:
         return Handle(error)
 
     monkeypatch.setattr(Handles, "_open", opened)
-    with pytest.raises(CloudfarmError) as raised:
-        await ASK[way](ServeInference())
-    assert raised.value.detail == "service talk does not answer just now"
-    return type(raised.value)
+    found = await asked(way)
+    assert found.detail == "service talk does not answer just now"
+    return type(found)
 
 
 @pytest.mark.parametrize("way", ASK)
@@ -90,5 +94,4 @@ class Controller:
 @pytest.mark.parametrize("way", ASK)
 async def test_an_application_that_serve_does_not_have_took_nothing(way, monkeypatch) -> None:
     monkeypatch.setattr(context, "_get_global_client", lambda: SimpleNamespace(_controller=Controller()))
-    with pytest.raises(NoReplicaError):
-        await ASK[way](ServeInference())
+    assert type(await asked(way)) is NoReplicaError

@@ -102,3 +102,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         finally:
             reporting.cancel()
             app.state.calls.gate.close()
+            app.state.calls.inference.close()

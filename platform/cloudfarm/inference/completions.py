@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import transformers
 
@@ -26,6 +26,18 @@ from cloudfarm.training.hf_folder import CausalLmSpec, fetch_bundle
 
 SHORT = 4000
 """Characters that are put into tokens before another thread would have begun to."""
+
+
+class Courier(Protocol):
+    """Brings the pieces of one answer to whoever has asked."""
+
+    async def bring(self, piece: Piece) -> None:
+        """Bring a piece."""
+        ...
+
+    async def end(self) -> None:
+        """Say that this was all."""
+        ...
 
 
 class Completions:
@@ -76,6 +88,16 @@ class Completions:
                     yield piece
         except (BundleError, NotFoundError) as bad:
             yield Refusal(f"the adapter cannot be served: {bad.detail}", "model")
+
+    async def post(self, request: Generation, courier: Courier) -> Refusal | None:
+        """Answer one request piece by piece through a courier. Cancelling it ends the work."""
+        async with aclosing(self.generate(request)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Refusal):
+                    return piece
+                await courier.bring(piece)
+        await courier.end()
+        return None
 
     async def embed(self, texts: list[str]) -> Embeddings | Refusal:  # noqa: ARG002 - as services for embeddings
         """Refuse: this model generates."""

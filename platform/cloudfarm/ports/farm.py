@@ -174,6 +174,9 @@ class Inference(Protocol):
     async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
         """Return the texts' vectors; raises as :meth:`generate`."""
 
+    def close(self) -> None:
+        """Take no more answers; once nobody waits for any."""
+
 
 class Apps(Protocol):
     """Calls tenants' own applications."""

@@ -1,6 +1,6 @@
 """Serve's handles as the front door has them: in its own event loop, and over gRPC.
 
-In the caller's event loop no other thread stands between a message and who waits for it. Over gRPC an answer that
+In the caller's event loop no other thread stands between a message and who waits for it. Over gRPC a stream that
 nobody reads waits in the replica and not in the front door's memory. It also costs less: measured on two slow cores
 with 16 streams of 20 pieces a second each, 0.5 ms of CPU a piece on either side and 0.9 as objects of Ray; a plain call
 takes 1.1 to 1.5 ms and 2.7 as an object.

@@ -8,6 +8,7 @@ from typing import Any
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
 from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.raylayer.serve_handles import Handles, service_of
+from cloudfarm.raylayer.serve_pieces import Mailboxes
 
 PIECE_TIMEOUT_S = 300.0
 """How long a replica may take for a piece; the first one waits for the engine to have room."""
@@ -19,6 +20,13 @@ class ServeInference:
 
     def __init__(self) -> None:
         self._handles = Handles()
+        self._mailboxes = Mailboxes()
+        self._calls: set[asyncio.Task[Any]] = set()
+        """Those of answers: one ends a little after its last piece."""
+
+    def close(self) -> None:
+        """Take no more answers; for the end of the process."""
+        self._mailboxes.close()
 
     async def call(self, app_name: str, payload: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
         """Return the service's answer.
@@ -44,23 +52,25 @@ class ServeInference:
             NoReplicaError: if there is none that could take it.
             UnavailableError: if no replica answers, or one dies on the way.
         """
-        with self._told(app_name):
-            handle = await self._handle(app_name, "generate", stream=True)
-            response = handle.remote(request)
-        ended = False
-        try:
-            while not ended:
-                with self._told(app_name):
-                    async with asyncio.timeout(PIECE_TIMEOUT_S):
-                        item = await anext(response, None)
-                ended = item is None
-                if isinstance(item, Piece):
+        async with self._mailboxes.one() as mailbox:
+            with self._told(app_name):
+                handle = await self._handle(app_name, "post")
+                call = asyncio.create_task(_answered(handle.remote(request, mailbox.courier)))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+            call.add_done_callback(mailbox.answered)
+            try:
+                while True:
+                    with self._told(app_name):
+                        item = await mailbox.take(PIECE_TIMEOUT_S)
+                    if item is None:
+                        return
+                    if not isinstance(item, Piece):
+                        raise _refused(app_name, item)
                     yield item
-                elif not ended:
-                    raise _refused(app_name, item)
-        finally:
-            if not ended:
-                response.cancel()
+            finally:
+                if not mailbox.is_complete:
+                    call.cancel()
 
     async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
         """Return the texts' vectors; raises as :meth:`generate`."""
@@ -72,15 +82,15 @@ class ServeInference:
             return found
         raise _refused(app_name, found)
 
-    async def _handle(self, app_name: str, method: str, *, stream: bool = False) -> Any:
-        return await self._handles.get(app_name, method, {"method_name": method, "stream": stream})
+    async def _handle(self, app_name: str, method: str) -> Any:
+        return await self._handles.get(app_name, method, {"method_name": method})
 
     def _told(self, app_name: str) -> AbstractContextManager[None]:
         # Over gRPC whatever the replica has raised is raised here as it is.
         return self._handles.told(app_name, Exception)
 
 
-async def _answered(response: Any, timeout_s: float) -> Any:
+async def _answered(response: Any, timeout_s: float | None = None) -> Any:
     """Return an answer that is one; whoever stops waiting for it stops the replica's work."""
     async with asyncio.timeout(timeout_s):
         try:

@@ -150,6 +150,9 @@ class FakeInference:
             tuple((float(len(text)), 0.25) for text in texts), sum(len(text.split()) for text in texts)
         )
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _check(self) -> None:
         if self.gone:
             self.gone -= 1
