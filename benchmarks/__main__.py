@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks import databases, jobs, language, layers, nodes, serving
+from benchmarks import cold_start, databases, jobs, language, layers, nodes, serving
 from benchmarks.figures import Machine, Row, print_table
 from benchmarks.running_farm import running_farm
 
@@ -67,7 +67,8 @@ class Bench:
                     self.rows += rows
                     self.more.update(more)
                 if self.begins("cold"):
-                    self.more["cold_start_s"] = language.cold_starts(farm, 2 if self.quick else 5, self.say)
+                    turns = 2 if self.quick else 5
+                    self.more["cold_start_s"] = cold_start.cold_starts(farm, turns, self.say)
                 self.say("taking the farm down")
         if self.begins("layers"):
             self.more["front_door_ms"] = layers.measure(100 if self.quick else 400)

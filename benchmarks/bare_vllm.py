@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import uvloop
 import vllm
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -80,4 +81,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())  # as vLLM itself runs its server

@@ -117,6 +117,17 @@ def print_table(rows: Sequence[Row], machine: Machine) -> None:
             print(f"     {row.note}")
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the interval in which the median of what was drawn from lies, in 95 of 100 cases, whatever it is.
+
+    It is the one between two order statistics that the sign test gives, by the normal approximation of the binomial
+    distribution (Conover, Practical Nonparametric Statistics, 3.2).
+    """
+    ordered, count = sorted(values), len(values)
+    left_out = max(0, int(count / 2 - 0.98 * count**0.5))
+    return ordered[left_out], ordered[count - 1 - left_out]
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that at least so large a share of the values does not exceed."""
     ordered = sorted(values)

@@ -2,7 +2,7 @@
 
 vLLM 0.32's own way there multiplies every row with the matrices of a slot for adapters. For rows without one that slot
 is number -1, which is the last: while that one is taken, such rows are answered with somebody's adapter. And while none
-is taken, multiplying with its zeros costs half of the tokens a second (docs/benchmarks.md).
+is taken, multiplying with its zeros costs up to half of the tokens a second (docs/benchmarks.md).
 """
 
 from collections.abc import Sequence
