@@ -134,7 +134,7 @@ async def test_what_nobody_has_taken_is_put_together(mailboxes: Mailboxes):
             st.text(max_size=3),
             st.integers(0, 3),
             st.integers(0, 3),
-            st.sampled_from([None, None, "stop"]),
+            st.none(),
         )
     ),
     st.lists(st.booleans()),
@@ -151,6 +151,7 @@ def test_nothing_is_lost_or_mixed_by_putting_together(pieces: list[Piece], takes
         for index in range(3):
             of_choice = [[each for each in some if each.index == index] for some in (pieces, found)]
             assert total(of_choice[0]) == total(of_choice[1])
+        assert len(found) <= sum(takes) + 3
 
     asyncio.run(run())
 
@@ -175,6 +176,17 @@ async def test_a_replica_that_goes_fails_its_answers_after_what_it_has_sent(mail
             await mailbox.take(SOON_S)
         await bring(moved(other))
         assert total(await taken(other)) == total(PIECES)
+
+
+async def test_a_replica_cannot_fill_the_front_doors_memory(monkeypatch):
+    monkeypatch.setattr(serve_pieces, "_MOST_TEXT", 100)
+    monkeypatch.setattr(serve_pieces, "_MOST_CHOICES", 3)
+    for flood in ([Piece(text="x" * 10)] * 11, [Piece(number, "x") for number in range(4)]):
+        mailbox = Mailbox(Courier("", 0, ""))
+        for piece in [*flood, flood[0]]:
+            mailbox.put(piece)
+        with pytest.raises(BufferError):
+            await mailbox.take(SOON_S)
 
 
 async def test_who_brings_something_else_is_sent_away(mailboxes: Mailboxes):

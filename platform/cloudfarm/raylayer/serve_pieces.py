@@ -13,7 +13,6 @@ import json
 import logging
 import secrets
 import struct
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -25,6 +24,8 @@ SHOW_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
 """How long the last pieces may take when the call has ended."""
 _MOST_BYTES = 1 << 26
+_MOST_CHOICES, _MOST_TEXT = 1000, 1 << 24
+"""Of an answer that wait at the front door: many more than any has, lest a replica fill its memory."""
 _HEADER = struct.Struct("!I")
 _SECRET_BYTES = 16
 
@@ -123,25 +124,33 @@ class Mailbox:
         """Whether every piece has been taken."""
         self.line: object = None
         """The connection over which pieces come."""
-        self._items: deque[Any] = deque()
+        self._waiting: dict[int, Piece] = {}
+        """For each choice what has not been taken yet, put together."""
         self._pieces = 0
+        self._is_whole = False
+        self._instead: Any = None
+        """What the call returned."""
         self._came = asyncio.Event()
         self._end: BaseException | None = None
 
     def put(self, piece: Piece) -> None:
-        """Add a piece; to the one before, if nobody has taken that yet."""
+        """Add a piece; to those of its choice that nobody has taken yet."""
+        if self._end is not None:
+            return  # what is missing before it will not come
         self._pieces += 1
-        before = self._items[-1] if self._items else None
-        if isinstance(before, Piece) and before.index == piece.index and before.finish_reason is None:
-            self._items[-1] = Piece(
+        before = self._waiting.get(piece.index)
+        if before is not None:
+            piece = Piece(
                 piece.index,
                 before.text + piece.text,
                 before.tokens + piece.tokens,
                 before.prompt_tokens + piece.prompt_tokens,
-                piece.finish_reason,
+                piece.finish_reason or before.finish_reason,
             )
-        else:
-            self._items.append(piece)
+        self._waiting[piece.index] = piece
+        if len(self._waiting) > _MOST_CHOICES or len(piece.text) > _MOST_TEXT:
+            self._waiting.clear()
+            self.fail(BufferError("more was sent than any answer has"))
         self._came.set()
 
     def complete(self, pieces: int) -> None:
@@ -149,7 +158,7 @@ class Mailbox:
         if pieces != self._pieces:
             self.fail(ConnectionResetError("pieces were lost on the way"))
         else:
-            self._items.append(None)
+            self._is_whole = True
             self._came.set()
 
     def fail(self, error: BaseException) -> None:
@@ -164,7 +173,7 @@ class Mailbox:
         elif (error := call.exception()) is not None:
             self.fail(error)
         elif call.result() is not None:
-            self._items.append(call.result())
+            self._instead = call.result()
             self._came.set()
         else:
             late = TimeoutError("the last pieces did not come")
@@ -177,15 +186,16 @@ class Mailbox:
             TimeoutError: if nothing comes in time.
             Exception: what the call raised, or that a piece was lost.
         """
-        while not self._items:
+        while not self._waiting:
             if self._end is not None:
                 raise self._end
+            if self._instead is not None or self._is_whole:
+                self.is_complete = self._is_whole
+                return self._instead
             self._came.clear()
             async with asyncio.timeout(timeout_s):
                 await self._came.wait()
-        item = self._items.popleft()
-        self.is_complete = item is None
-        return item
+        return self._waiting.pop(next(iter(self._waiting)))
 
 
 class Mailboxes:
