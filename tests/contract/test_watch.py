@@ -15,6 +15,7 @@ from tests.processes import eventually
 from .bare_farm import LEASE
 
 STRAY = Path(__file__).with_name("stray.py")
+UNPLACED = Path(__file__).with_name("unplaced.py")
 OTHER = replace(LEASE, id="other", tenant="snu")
 
 
@@ -56,3 +57,21 @@ async def test_work_outside_its_lease_is_stopped_with_its_job_and_told_to_its_te
         return (await ray_jobs.list())[job.ray_id].status.is_terminal and not await sweep()
 
     await eventually(over, "the job to be over and the farm quiet")
+
+
+@pytest.mark.own_farm
+async def test_what_ray_is_still_finding_a_place_for_is_no_stray(bare_farm, tmp_path):
+    watch, ray_jobs = bare_farm.port("watch"), bare_farm.port("ray_jobs")
+    waiting = tmp_path / "waiting"
+    job = make_job("unplaced", lease_id=LEASE.id, entrypoint=f"{sys.executable} {UNPLACED} {waiting}")
+    await ray_jobs.submit(job, env={}, label_selector={"lease": LEASE.id})
+
+    async def are_waiting() -> bool:
+        status = (await ray_jobs.list())[job.ray_id]
+        assert not status.status.is_terminal, status
+        return waiting.exists()
+
+    await eventually(are_waiting, "the actors to wait for a place")
+    found = [event for _ in range(3) for event in await watch.sweep([LEASE])]
+    await ray_jobs.stop(job.ray_id)
+    assert found == []

@@ -167,7 +167,8 @@ def test_a_driver_that_breaks_out_is_stopped(
 
         def stopped() -> dict | None:
             events = operator.get("/v1/events", limit=200)
-            return next((event for event in events if event["kind"] == "watch.stopped"), None)
+            of_this = [event for event in events if solar_lease["id"] in event["message"]]
+            return next((event for event in of_this if event["kind"] == "watch.stopped"), None)
 
         event = until(stopped, "the watch", 90)
     assert event["tenant"] == "univ"

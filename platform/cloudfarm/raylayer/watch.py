@@ -208,6 +208,9 @@ class Watch:
                 actor.actor_id.hex(): actor
                 for call in actor_calls
                 for actor in call.result().actor_table_data
+                # Without a worker it has no process yet, whatever node it names: the GCS writes down which node it
+                # asks for a place, and of an actor that needs no resources it asks any node of the cluster.
+                if actor.address.worker_id
             },
             groups=tuple(groups_call.result().placement_group_table_data),
             workers=workers,
