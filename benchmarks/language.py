@@ -41,7 +41,7 @@ def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str,
     publish(farm, "python -m cloudfarm.training.default_models smollm2", say)
     with beside(farm, SMOLLM2.name, prepare(SMOLLM2), say) as sides:
         for batch in BATCHES:
-            rows += tokens_a_second(sides, batch, TOKENS, 2 * turns, say=say)
+            rows += tokens_a_second(sides, batch, TOKENS, 6 * turns, say=say)
         about = sides[BARE].about  # type: ignore[union-attr]
         with closing(Endpoint.of_farm(farm, SERVICE)) as ours:
             memory = asyncio.run(streams(farm, ours, say))

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from cloudfarm.inference.keeper import Keeper
+
 
 def pytest_collection_modifyitems(items):
     """Mark what runs one after the other: farms use both cores, and their tests wait for what happens on them."""
@@ -39,6 +41,8 @@ class Postgres:
     folder: Path
     programs: Path
     identity: dict = field(default_factory=dict)
+    keeper: Keeper | None = None
+    """Ends the server also when this run is killed."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @classmethod
@@ -61,6 +65,7 @@ class Postgres:
         server.run("initdb", "-D", data, "-U", "cloudfarm", "--auth=trust", "--encoding=UTF8", "--no-sync")
         options = f"-k {folder} -c listen_addresses= -c fsync=off -c deadlock_timeout=50ms"
         server.run("pg_ctl", "start", "-w", "-D", data, "-l", folder / "log", "-o", options)
+        server.keeper = Keeper([int((data / "postmaster.pid").read_text().split()[0])])
         return server
 
     def run(self, program: str, *arguments: object) -> None:
@@ -86,6 +91,8 @@ class Postgres:
 
     def stop(self) -> None:
         self.run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self.folder / "data")
+        if self.keeper is not None:
+            self.keeper.close()
         shutil.rmtree(self.folder)
 
     def url(self, name: str) -> str:

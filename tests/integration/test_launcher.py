@@ -40,7 +40,7 @@ print("RESULT", json.dumps({{i.node_name: dict(i.labels) for i in infos if i.sta
 # An actor on the node starts: a child that ignores SIGTERM, and one that forks twice, leaves the session,
 # and may have an empty environment, so that neither its parents nor a marker lead to it.
 RUN_NASTY = """
-import os, ray, subprocess, sys
+import os, ray, subprocess, sys, tempfile
 ray.init(address={address!r}, logging_level="error", log_to_driver=False)
 
 @ray.remote(num_cpus=0, num_gpus=1, label_selector={{"lease": {lease!r}}})
@@ -57,6 +57,7 @@ class Nasty:
             "os.execve(sys.executable, [sys.executable, '-c', " + repr(loop) + ", {tag!r}], {environ})\\n"
         )
         subprocess.run([sys.executable, "-c", double], check=True)
+        tempfile.mkstemp(prefix={tag!r})
         return os.environ["FOO"]
 
 actor = Nasty.options(lifetime="detached", name={tag!r}).remote()
@@ -291,8 +292,11 @@ def test_kill_leaves_nothing_of_a_node_with_stubborn_and_hidden_processes(
     assert (record.cgroup == "none") == (mode == "none")
     assert run_nasty(farm, name, tag, hidden=True) == f"foo of {name}"
     assert len(tagged(tag)) == 2
+    (left,) = [*Path(tempfile.gettempdir()).glob(f"{tag}*"), *(one.home / name).rglob(f"{tag}*")]
+    assert left.is_relative_to(one.home / name)
     one.launcher.kill(name)
     one.assert_nothing_left(name, tag)
+    assert not left.exists()
     assert list((one.home / name).glob("session_2*/logs/raylet.out")), "the logs stay"
 
 

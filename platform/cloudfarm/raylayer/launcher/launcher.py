@@ -112,7 +112,8 @@ class NodeLauncher:
         start_id = uuid.uuid4().hex
         files = self._where.files(spec.name, spec.temp_dir)
         files.home.mkdir(parents=True)
-        (Path(spec.temp_dir) / state.MIRROR).mkdir(parents=True, exist_ok=True)
+        for folder in (state.MIRROR, state.SCRATCH):
+            (Path(spec.temp_dir) / folder).mkdir(parents=True, exist_ok=True)
         files.write(state.SPEC, {"spec": asdict(spec), "start_id": start_id, "started_at": time.time()})
         limits: dict[str, int] = {}
         cgroup = self._cgroup(spec.name)
@@ -139,6 +140,7 @@ class NodeLauncher:
     def _node_environ(self, spec: NodeSpec) -> dict[str, str]:
         return {
             **forwarded(self._environ),
+            "TMPDIR": str(Path(spec.temp_dir) / state.SCRATCH),
             **spec.env,
             state.MARKER_NODE: spec.name,
             state.MARKER_FARM: self._where.farm,

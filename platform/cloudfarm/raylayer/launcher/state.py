@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 MIRROR = ".cloudfarm"
+SCRATCH = "tmp"
+"""Where the node's processes keep temporary files: what they leave there goes with the node."""
 SPEC, INIT, STATUS = "spec.json", "init.json", "status.json"
 INIT_SOCKET = "init.sock"
 NODE_LOG = "node.log"
