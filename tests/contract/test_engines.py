@@ -7,7 +7,7 @@ import asyncio
 import json
 import pickle
 import shutil
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,10 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from cloudfarm.domain.generation import Adapter, Generation, Message, Piece, Refusal, Sampling
+from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.completions import Completions
+from cloudfarm.inference.engine import LocalAdapter
+from cloudfarm.inference.transformers_engine import TransformersEngine
 from cloudfarm.training import default_models
 from cloudfarm.training.bundle import BundleError, DataCard, read_manifest
 from cloudfarm.training.publish import publish_folder
@@ -208,6 +211,19 @@ async def test_choices_and_seeds(model):
     assert text(other) != text(found, 0)
 
 
+async def test_without_chance_all_choices_are_the_same(model):
+    one = await pieces(model, chat(max_tokens=6))
+    found = await pieces(model, chat(max_tokens=6, choices=2, seed=-1))
+    assert [text(found, 0), text(found, 1)] == [text(one)] * 2
+    assert (tokens(found), reasons(found)) == (2 * tokens(one), {0: "length", 1: "length"})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1])
+async def test_any_seed_will_do(model, seed):
+    found = await pieces(model, chat(temperature=1.0, seed=seed, choices=2, max_tokens=3, ignore_eos=True))
+    assert tokens(found) == 6
+
+
 async def test_a_penalty_keeps_from_saying_it_again(model):
     asked = {"prompt": "one one one one one one one", "max_tokens": 12, "ignore_eos": True}
     plain = text(await pieces(model, complete(**asked)))
@@ -300,7 +316,8 @@ async def test_what_cannot_be_is_refused(model):
         (chat(temperature=float("nan")), "temperature"),
     ):
         assert (await refusal(model, asked)).param == param
-    assert (await model.embed(["text"])).param == "model"
+    (refused,) = [each async for each in model.embed(["text"])]
+    assert refused.param == "model"
 
 
 async def test_an_adapter_changes_the_answer_of_its_request_only(
@@ -337,6 +354,43 @@ async def test_an_adapter_is_fetched_once(model, adapter_folder, outbox, base):
     first = await asyncio.gather(*(pieces(model, chat(adapter=adapter, max_tokens=4)) for _ in range(3)))
     shutil.rmtree(Path(adapter.uri))
     assert text(await pieces(model, chat(adapter=adapter, max_tokens=4))) == text(first[0])
+
+
+async def test_an_adapter_in_use_is_kept_and_others_are_forgotten(
+    model, adapter_folder, outbox, base, monkeypatch
+):
+    monkeypatch.setattr("cloudfarm.inference.adapters.MAX_KEPT", 1)
+    first, second, third = (publish_adapter(adapter_folder, outbox, base, f"kept-{n}") for n in range(3))
+    async with aclosing(model.generate(chat(adapter=first, max_tokens=40, ignore_eos=True))) as answer:
+        await anext(answer)
+        folder = (await model._adapters.local(first)).folder
+        for other in (second, third):
+            await pieces(model, chat(adapter=other, max_tokens=2))
+        assert folder.is_dir()
+        assert set(model._adapters._kept) == {"kept-0"}
+    await pieces(model, chat(adapter=third, max_tokens=2))
+    assert not folder.exists()
+    assert set(model._adapters._kept) == {"kept-2"}
+
+
+async def test_an_error_of_the_engine_is_told_in_the_farms_words(model, monkeypatch):
+    async def broken(*_):
+        raise torch.OutOfMemoryError("no room")
+        yield
+
+    monkeypatch.setattr(model._engine, "generate", broken)
+    with pytest.raises(UnavailableError, match="OutOfMemoryError: no room"):
+        [each async for each in model.post(chat(), None)]
+
+
+async def test_a_first_adapter_that_fails_leaves_the_model_itself(base, tmp_path):
+    engine = TransformersEngine(Path(base), 512)
+    bad = LocalAdapter(1, tmp_path)
+    for adapter, fails in ((None, False), (bad, True), (None, False)):
+        with pytest.raises(BundleError) if fails else nullcontext():
+            made = [each async for each in engine.generate([1, 2, 3], Sampling(temperature=0), 2, adapter)]
+            assert sum(each.tokens for each in made) == 2
+    engine.close()
 
 
 async def test_an_adapter_that_cannot_be_served_is_refused(model, adapter_folder, outbox, base, tmp_path):

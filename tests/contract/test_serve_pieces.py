@@ -63,6 +63,10 @@ def total(pieces: Sequence[Piece]) -> tuple[Any, ...]:
     )
 
 
+def untold(_piece: Piece) -> None:
+    """Nobody pays."""
+
+
 async def connected(mailbox: Mailbox) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection(mailbox.courier._address, mailbox.courier._port)
 
@@ -79,7 +83,7 @@ async def sent_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 async def test_pieces_come_whole_and_in_order(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         assert not mailbox.is_complete
         _, found = await asyncio.gather(bring(moved(mailbox)), taken(mailbox))
         assert total(found) == total(PIECES)
@@ -87,7 +91,7 @@ async def test_pieces_come_whole_and_in_order(mailboxes: Mailboxes):
 
 
 async def test_each_piece_is_there_as_soon_as_it_was_brought(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         courier = moved(mailbox)
         for piece in PIECES:
             await courier.bring(piece)
@@ -102,7 +106,7 @@ async def test_answers_share_a_connection_and_a_frame(mailboxes: Mailboxes, monk
         "data_received",
         lambda self, data: (frames.append((self, data)), received(self, data)),
     )
-    async with mailboxes.one() as first, mailboxes.one() as second:
+    async with mailboxes.one(untold) as first, mailboxes.one(untold) as second:
         couriers = moved(first), moved(second)
         await couriers[0].bring(Piece(text="open"))
         await first.take(SOON_S)
@@ -115,7 +119,7 @@ async def test_answers_share_a_connection_and_a_frame(mailboxes: Mailboxes, monk
 
 
 async def test_what_nobody_has_taken_is_put_together(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         await bring(
             moved(mailbox), [Piece(text=str(number), tokens=1) for number in range(1000)] + PIECES[2:]
         )
@@ -141,7 +145,7 @@ async def test_what_nobody_has_taken_is_put_together(mailboxes: Mailboxes):
 )
 def test_nothing_is_lost_or_mixed_by_putting_together(pieces: list[Piece], takes: list[bool]):
     async def run() -> None:
-        mailbox, found = Mailbox(Courier("", 0, "")), []
+        mailbox, found = Mailbox(Courier("", 0, ""), untold), []
         for number, piece in enumerate(pieces):
             mailbox.put(piece)
             if number < len(takes) and takes[number]:
@@ -157,7 +161,7 @@ def test_nothing_is_lost_or_mixed_by_putting_together(pieces: list[Piece], takes
 
 
 async def test_a_piece_that_was_lost_is_an_error_and_no_shorter_answer(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         courier = moved(mailbox)
         courier._sent = 1
         await bring(courier)
@@ -167,7 +171,7 @@ async def test_a_piece_that_was_lost_is_an_error_and_no_shorter_answer(mailboxes
 
 
 async def test_a_replica_that_goes_fails_its_answers_after_what_it_has_sent(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox, mailboxes.one() as other:
+    async with mailboxes.one(untold) as mailbox, mailboxes.one(untold) as other:
         _, writer = await connected(mailbox)
         writer.write(frame([mailbox.courier.secret, [0, "half", 1, 0, None]]))
         assert (await mailbox.take(SOON_S)).text == "half"
@@ -182,7 +186,7 @@ async def test_a_replica_cannot_fill_the_front_doors_memory(monkeypatch):
     monkeypatch.setattr(serve_pieces, "_MOST_TEXT", 100)
     monkeypatch.setattr(serve_pieces, "_MOST_CHOICES", 3)
     for flood in ([Piece(text="x" * 10)] * 11, [Piece(number, "x") for number in range(4)]):
-        mailbox = Mailbox(Courier("", 0, ""))
+        mailbox = Mailbox(Courier("", 0, ""), untold)
         for piece in [*flood, flood[0]]:
             mailbox.put(piece)
         with pytest.raises(BufferError):
@@ -190,7 +194,7 @@ async def test_a_replica_cannot_fill_the_front_doors_memory(monkeypatch):
 
 
 async def test_who_brings_something_else_is_sent_away(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         for data in (
             b"GET / HTTP/1.1\r\n\r\n",
             struct.pack("!I", 3) + b"{{{",
@@ -204,7 +208,7 @@ async def test_who_brings_something_else_is_sent_away(mailboxes: Mailboxes):
 
 async def test_who_shows_no_secret_is_sent_away(mailboxes: Mailboxes, monkeypatch):
     monkeypatch.setattr(serve_pieces, "SHOW_TIMEOUT_S", 0.01)
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         reader, writer = await connected(mailbox)
         writer.write(frame(["0" * 32, [0, "forged", 1, 0, None]]))
         await sent_away(reader, writer)
@@ -213,18 +217,18 @@ async def test_who_shows_no_secret_is_sent_away(mailboxes: Mailboxes, monkeypatc
 
 
 async def test_what_comes_for_a_client_that_has_gone_is_thrown_away(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         courier = moved(mailbox)
         await courier.bring(PIECES[0])
         await mailbox.take(SOON_S)
-    async with mailboxes.one() as other:
+    async with mailboxes.one(untold) as other:
         await courier.bring(PIECES[1])
         await bring(moved(other))
         assert total(await taken(other)) == total(PIECES)
 
 
 async def test_without_the_front_door_bringing_fails(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         courier = moved(mailbox)
     mailboxes.close()
     with pytest.raises(OSError):  # noqa: PT011 - as the system puts it
@@ -237,7 +241,7 @@ async def line_of(courier: Courier) -> serve_pieces._Line:
 
 
 async def test_a_connection_that_was_lost_is_opened_anew(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox, mailboxes.one() as other:
+    async with mailboxes.one(untold) as mailbox, mailboxes.one(untold) as other:
         await bring(moved(mailbox))
         line = await line_of(mailbox.courier)
         line._transport.abort()
@@ -247,7 +251,7 @@ async def test_a_connection_that_was_lost_is_opened_anew(mailboxes: Mailboxes):
 
 
 async def test_who_waits_for_room_hears_that_the_front_door_has_gone(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         courier = moved(mailbox)
         line = await line_of(courier)
         line.pause_writing()
@@ -269,14 +273,14 @@ async def ended_with(mailbox: Mailbox, result: Any) -> None:
 
 
 async def test_a_call_may_end_with_something_else_or_an_error(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         await ended_with(mailbox, Refusal("too long"))
         assert await mailbox.take(SOON_S) == Refusal("too long")
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         await ended_with(mailbox, KeyError("inside"))
         with pytest.raises(KeyError):
             await mailbox.take(SOON_S)
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         await ended_with(mailbox, asyncio.CancelledError())
         with pytest.raises(ConnectionResetError):
             await mailbox.take(SOON_S)
@@ -284,13 +288,39 @@ async def test_a_call_may_end_with_something_else_or_an_error(mailboxes: Mailbox
 
 async def test_a_call_that_has_ended_does_not_wait_for_ever_for_its_pieces(mailboxes: Mailboxes, monkeypatch):
     monkeypatch.setattr(serve_pieces, "END_TIMEOUT_S", 0.01)
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         await ended_with(mailbox, None)
         with pytest.raises(TimeoutError, match="last pieces"):
             await mailbox.take(SOON_S)
 
 
+async def test_an_answer_that_has_come_is_whole_however_late_it_is_taken(mailboxes: Mailboxes, monkeypatch):
+    monkeypatch.setattr(serve_pieces, "END_TIMEOUT_S", 0.01)
+    async with mailboxes.one(untold) as mailbox:
+        called = asyncio.create_task(ended_with(mailbox, None))
+        await bring(moved(mailbox))
+        await mailbox._came.wait()
+        await called
+        (await line_of(mailbox.courier))._transport.abort()  # the replica has gone
+        await asyncio.sleep(0.05)
+        assert total(await taken(mailbox)) == total(PIECES)
+
+
+async def test_pieces_are_told_of_as_they_come_and_not_as_they_are_taken(mailboxes: Mailboxes):
+    told, enough = [], asyncio.Event()
+
+    def tell(piece: Piece) -> None:
+        told.append(piece)
+        if len(told) == len(PIECES):
+            enough.set()
+
+    async with mailboxes.one(tell) as mailbox:
+        await bring(moved(mailbox))
+        await asyncio.wait_for(enough.wait(), SOON_S)
+    assert told == PIECES
+
+
 async def test_a_piece_that_does_not_come_in_time(mailboxes: Mailboxes):
-    async with mailboxes.one() as mailbox:
+    async with mailboxes.one(untold) as mailbox:
         with pytest.raises(TimeoutError):
             await mailbox.take(0.01)

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import asyncio, json, os, sys
-from contextlib import aclosing
+from collections import Counter
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import ray
@@ -40,7 +41,13 @@ class Engine:
                 yield "odd"
             if request.prompt == "raise":
                 raise KeyError("inside")
-            if request.prompt == "silent":
+            if request.prompt == "who":
+                yield Piece(text=str(os.getpid()))
+            if request.prompt == "brief":
+                yield Piece()
+                await asyncio.sleep(1)
+                return
+            if request.prompt in ("silent", "who"):
                 await asyncio.Event().wait()
             for count in range(request.sampling.max_tokens):
                 if request.prompt == "die" and count == 2:
@@ -52,11 +59,17 @@ class Engine:
 
     async def embed(self, texts):
         if texts == ["refuse"]:
-            return Refusal("too long", "input")
-        return Embeddings(tuple((float(len(text)),) for text in texts), len(texts))
+            yield Refusal("too long", "input")
+            return
+        yield Piece(prompt_tokens=len(texts))
+        yield Embeddings(tuple((float(len(text)),) for text in texts), len(texts))
 
     async def busy(self):
         return self.under_way
+
+
+def untold(_piece):
+    pass
 
 
 async def taken(pieces):
@@ -73,8 +86,8 @@ async def main():
     handle = serve.get_app_handle("kaist.talk")
     inference = ServeInference()
 
-    def ask(prompt, most=3):
-        return inference.generate("kaist.talk", Generation(Sampling(max_tokens=most), prompt=prompt))
+    def ask(prompt, most=3, app="kaist.talk"):
+        return inference.generate(app, Generation(Sampling(max_tokens=most), prompt=prompt), untold)
 
     async def idle():
         async with asyncio.timeout(20):
@@ -95,19 +108,40 @@ async def main():
     await asyncio.wait([waiting])
     seen["cancelled"] = waiting.cancelled()
     seen["idle after it was cancelled"] = await idle()
-    seen["embed"] = (await inference.embed("kaist.talk", ["ab", "c"])).vectors
+    told = []
+    seen["embed"] = (await inference.embed("kaist.talk", ["ab", "c"], told.append)).vectors
+    seen["embed told"] = [piece.prompt_tokens for piece in told]
     try:
-        await inference.embed("kaist.talk", ["refuse"])
+        await inference.embed("kaist.talk", ["refuse"], untold)
     except CloudfarmError as error:
         seen["embed refused"] = [error.code, error.data]
-    seen["missing"] = await taken(inference.generate("kaist.none", Generation(Sampling(max_tokens=1))))
+    async with AsyncExitStack() as held:
+        who = []
+
+        async def hold(count):
+            for _ in range(count):
+                answer = await held.enter_async_context(aclosing(ask("who", app="kaist.pair")))
+                who.append((await anext(answer)).text)
+
+        brief = ask("brief", app="kaist.pair")
+        await anext(brief)
+        await hold(20)
+        await taken(brief)  # it began when there was nothing else
+        await hold(20)
+        seen["spread"] = sorted(Counter(who).values())
+    seen["missing"] = await taken(ask("count", app="kaist.none"))
     seen["die"] = await taken(ask("die"))
     Path(sys.argv[1]).write_text(json.dumps(seen))
 
 
 ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=os.environ["RAY_TMPDIR"])
 serve.start(proxy_location="Disabled")
-serve.run(serve.deployment(Engine).bind(), name="kaist.talk", route_prefix=None)
+light = {"num_cpus": 0}
+for name, replicas in {"kaist.talk": 1, "kaist.pair": 2}.items():
+    engine = serve.deployment(
+        Engine, num_replicas=replicas, ray_actor_options=light, max_ongoing_requests=100
+    )
+    serve.run(engine.bind(), name=name, route_prefix=None)
 asyncio.run(main())
 serve.shutdown()
 ray.shutdown()
@@ -171,5 +205,10 @@ def test_a_replica_that_fails_is_an_error_for_the_caller_and_shows_nothing(seen,
     assert "inside" not in detail
 
 
-def test_texts_are_embedded(seen):
+def test_long_answers_are_spread_over_the_replicas(seen):
+    assert seen["spread"] == [20, 20]
+
+
+def test_texts_are_embedded_and_their_size_told_before(seen):
     assert seen["embed"] == [[2.0], [1.0]]
+    assert seen["embed told"] == [2]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cloudfarm.domain.generation import Adapter, Message, Sampling
+from cloudfarm.domain.status import RevisionStatus
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_openai_error
 
@@ -290,6 +291,24 @@ async def test_a_model_that_was_opened_to_all(door: FrontDoor):
     door.clock.advance(900)
     await ask(door, who="beta.key")
     assert door.inference.generations[-1][0].startswith("beta.talk.")
+
+
+async def test_what_failed_in_another_tenants_service_is_not_told(door: FrontDoor):
+    async with door.store.begin(write=False) as uow:
+        service = await uow.services.find("alpha", "talk")
+    failed = RevisionStatus.FAILED
+    await door.move_revision(service.current_id, failed)
+    await door.move_revision(service.current_id, failed, message="the secret of alpha")
+    asked = {"tenant": "alpha"}
+    for shared, who, told in (
+        (False, "alpha.key", True),
+        (True, "alpha.key", False),
+        (True, "beta.key", False),
+    ):
+        await door.call("operator", "PATCH", "/v1/services/talk", params=asked, json={"shared": shared})
+        door.clock.advance(1_000)
+        error = assert_openai_error(await ask(door, who=who), 503, "unavailable")
+        assert ("secret" in error["message"]) is told
 
 
 async def test_a_key_for_some_services_sees_and_calls_those(door: FrontDoor):

@@ -1,4 +1,4 @@
-"""Clients that go away, read slowly or are many, and replicas that die: what is charged is what was taken."""
+"""Clients that go away, read slowly or are many, and replicas that die: what is charged is what was made."""
 
 import asyncio
 import json
@@ -35,15 +35,15 @@ async def ask(door: FrontDoor, who: str = "alpha.key", **fields) -> httpx.Respon
     return await door.call(who, "POST", CHAT, json={**BODY, **fields})
 
 
-def assert_charged_as_taken(door: FrontDoor) -> None:
-    """Check that everything has ended and every piece that was taken from the engine is charged, and no other."""
+def assert_charged_as_made(door: FrontDoor) -> None:
+    """Check that everything has ended and every piece that came from the engine is charged, and no other."""
     assert door.inference.open == 0
     assert all(use.ended for _, use in door.meter.uses)
     assert door.app.state.calls.open.open == 0
     charged = sum(use.completion_tokens for _, use in door.meter.uses)
-    assert charged == sum(piece.tokens for piece in door.inference.given)
+    assert charged == sum(piece.tokens for piece in door.inference.made)
     assert sum(use.prompt_tokens for _, use in door.meter.uses) == sum(
-        piece.prompt_tokens for piece in door.inference.given
+        piece.prompt_tokens for piece in door.inference.made
     )
 
 
@@ -57,7 +57,7 @@ async def test_a_reader_of_a_stream_goes_away(door: FrontDoor):
             assert (await reader.receive())["more_body"]
         await reader.go()
     assert 2 <= len(door.inference.given) <= 6
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -72,7 +72,7 @@ async def test_a_client_goes_away_while_the_model_thinks(door: FrontDoor, stream
         assert door.inference.open == 1
         await reader.go()
     assert len(door.inference.given) == pieces
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 async def test_a_client_goes_away_while_texts_are_embedded(door: FrontDoor):
@@ -80,7 +80,7 @@ async def test_a_client_goes_away_while_texts_are_embedded(door: FrontDoor):
     async with client(door, "/v1/embeddings") as reader:
         await door.inference.stalled.wait()
         await reader.go()
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 @given(
@@ -92,12 +92,14 @@ async def test_a_client_goes_away_while_texts_are_embedded(door: FrontDoor):
         max_size=6,
     ),
     dies_after=st.one_of(st.none(), st.integers(0, 8)),
+    ahead=st.integers(0, 5),
 )
 @settings(max_examples=60, deadline=None)
-async def test_whenever_clients_go_away_they_pay_what_was_taken(tmp_path_factory, readers, dies_after):
+async def test_whenever_clients_go_away_they_pay_what_was_made(tmp_path_factory, readers, dies_after, ahead):
     async with open_front_door(tmp_path_factory.mktemp("farm")) as door:
         await door.serve("talk")
         door.inference.break_after = dies_after
+        door.inference.ahead = ahead
 
         async def read(stream: bool, messages: int, choices: int, most: int | None) -> None:
             async with client(door, stream=stream, n=choices, max_tokens=most) as reader:
@@ -108,7 +110,7 @@ async def test_whenever_clients_go_away_they_pay_what_was_taken(tmp_path_factory
 
         await asyncio.gather(*(read(*each) for each in readers))
         assert len(door.meter.uses) <= len(readers)
-        assert_charged_as_taken(door)
+        assert_charged_as_made(door)
 
 
 async def test_a_cancelled_server_leaves_nothing_open(door: FrontDoor):
@@ -118,7 +120,7 @@ async def test_a_cancelled_server_leaves_nothing_open(door: FrontDoor):
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader.ended()
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 # Reading slowly
@@ -131,7 +133,18 @@ async def test_nothing_is_taken_from_the_model_that_the_reader_has_no_room_for(d
             await asyncio.sleep(0)
         assert len(door.inference.given) <= 3
         await reader.go()
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
+
+
+async def test_who_reads_nothing_pays_what_the_engine_has_made_meanwhile(door: FrontDoor, monkeypatch):
+    monkeypatch.setattr(streaming, "STALL_S", 0.01)
+    door.inference.ahead = 100
+    async with client(door, stream=True) as reader:
+        await reader.ended()
+    ((_, use),) = door.meter.uses
+    assert (use.prompt_tokens, use.completion_tokens) == (6, 7)
+    assert len(door.inference.given) < 8
+    assert_charged_as_made(door)
 
 
 async def test_a_reader_that_takes_nothing_counts_as_gone(door: FrontDoor, monkeypatch):
@@ -139,7 +152,7 @@ async def test_a_reader_that_takes_nothing_counts_as_gone(door: FrontDoor, monke
     async with client(door, stream=True) as reader:
         await reader.ended()
     assert 0 < len(door.inference.given) < 8
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 # Dying
@@ -149,7 +162,7 @@ async def test_a_replica_that_dies_at_once_is_an_ordinary_error(door: FrontDoor)
     door.inference.break_after = 0
     for stream in (False, True):
         assert_openai_error(await ask(door, stream=stream), 503, "unavailable")
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 async def test_a_replica_that_dies_later_ends_the_stream_with_an_error(door: FrontDoor):
@@ -164,9 +177,9 @@ async def test_a_replica_that_dies_later_ends_the_stream_with_an_error(door: Fro
         "unavailable",
         "the replica has died",
     )
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
     assert_openai_error(await ask(door), 503, "unavailable")
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -203,7 +216,7 @@ async def test_a_key_may_have_so_many_requests_open(door: FrontDoor, stream):
         await second.go()
         door.inference.stall_after = None
         assert (await ask(door)).status_code == 200
-    assert_charged_as_taken(door)
+    assert_charged_as_made(door)
 
 
 async def test_a_refused_request_takes_no_place(door: FrontDoor):

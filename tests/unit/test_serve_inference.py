@@ -8,7 +8,7 @@ from ray.serve import context
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
-from cloudfarm.domain.generation import Generation, Sampling
+from cloudfarm.domain.generation import Generation, Piece, Sampling
 from cloudfarm.errors import CloudfarmError, NoReplicaError, UnavailableError
 from cloudfarm.raylayer.serve_handles import Handles
 from cloudfarm.raylayer.serve_inference import ServeInference
@@ -36,14 +36,24 @@ class Handle:
         yield from ()
         raise self.error
 
+    def __aiter__(self) -> "Handle":
+        return self
+
+    async def __anext__(self) -> object:
+        raise self.error
+
+
+def untold(_piece: Piece) -> None:
+    """Nobody pays."""
+
 
 async def generated(inference: ServeInference) -> object:
-    return await anext(inference.generate(APP, Generation(Sampling(), prompt="x")))
+    return await anext(inference.generate(APP, Generation(Sampling(), prompt="x"), untold))
 
 
 ASK = {
     "call": lambda inference: inference.call(APP, {}, timeout_s=1),
-    "embed": lambda inference: inference.embed(APP, ["x"]),
+    "embed": lambda inference: inference.embed(APP, ["x"], untold),
     "generate": generated,
 }
 

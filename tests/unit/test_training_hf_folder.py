@@ -249,6 +249,12 @@ def test_an_adapter_goes_round(tmp_path):
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"target_modules": "(a+)+$"}, "target_modules"),
         ({"target_modules": ["(a+)+$"]}, "target_modules"),
+        ({"target_modules": []}, "target_modules"),
+        ({"target_modules": ["q_proj", "nope"]}, "nothing for the target module nope"),
+        ({"target_modules": ["nope"]}, "is no target module"),
+        ({"lora_dropout": 2}, "lora_dropout is 2"),
+        ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
     ],
 )
 def test_only_plain_lora_is_served(tmp_path, changes, said):

@@ -3,7 +3,9 @@
 import asyncio
 import re
 import shutil
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import safetensors
@@ -20,7 +22,7 @@ from cloudfarm.training.hf_folder import (
 )
 
 MAX_KEPT = 32
-"""On disk; more than any engine has in memory, so that one in use is never removed."""
+"""On disk, besides those in use: an engine may read one again at any time until the answer has ended."""
 _MATRIX = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 
 
@@ -46,6 +48,21 @@ class Adapters:
         """By id, the longest unused first."""
         self._fetching: dict[str, asyncio.Task[LocalAdapter]] = {}
         self._fetched = 0
+        self._used: Counter[str] = Counter()
+        """How many answers use which."""
+
+    @asynccontextmanager
+    async def held(self, adapter: Adapter | None) -> AsyncIterator[LocalAdapter | None]:
+        """Keep an adapter for as long as an answer is made with it; raises as :meth:`local`."""
+        if adapter is None:
+            yield None
+            return
+        self._used[adapter.id] += 1
+        try:
+            yield await self.local(adapter)
+        finally:
+            self._used[adapter.id] -= 1
+            self._forget()
 
     async def local(self, adapter: Adapter) -> LocalAdapter:
         """Return an adapter's folder and number, which stays the same for as long as it is kept.
@@ -74,10 +91,15 @@ class Adapters:
         finally:
             del self._fetching[adapter.id]
         self._kept[adapter.id] = local
-        while len(self._kept) > MAX_KEPT:
-            _, oldest = self._kept.popitem(last=False)
-            shutil.rmtree(oldest.folder)
+        self._forget()
         return local
+
+    def _forget(self) -> None:
+        """Remove those that are too many, but none that is used."""
+        self._used += Counter()  # drops the zeros
+        unused = [each for each in self._kept if each not in self._used]
+        for each in unused[: max(0, len(self._kept) - MAX_KEPT)]:
+            shutil.rmtree(self._kept.pop(each).folder)
 
     def _fetch_files(self, adapter: Adapter, folder: Path) -> None:
         manifest = fetch_bundle(adapter.uri, folder)

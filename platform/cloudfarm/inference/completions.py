@@ -5,24 +5,27 @@ that crosses a Serve handle arrives as a ``RayTaskError`` with a traceback.
 """
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import transformers
 
 from cloudfarm.domain.bundles import CAUSAL_LM
-from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
-from cloudfarm.errors import NotFoundError
+from cloudfarm.domain.generation import Generation, Piece, Refusal
+from cloudfarm.errors import CloudfarmError, NotFoundError, UnavailableError
 from cloudfarm.inference.adapters import Adapters
 from cloudfarm.inference.asked import Prompts, check_sampling
-from cloudfarm.inference.engine import EngineName, LocalAdapter, open_engine
+from cloudfarm.inference.engine import EngineName, open_engine
 from cloudfarm.training.bundle import BundleError, Manifest
 from cloudfarm.training.hf_folder import CausalLmSpec, fetch_bundle
+
+log = logging.getLogger(__name__)
 
 SHORT = 4000
 """Characters that are put into tokens before another thread would have begun to."""
@@ -81,27 +84,28 @@ class Completions:
             yield prompt
             return
         try:
-            adapter = await self._local(request)
-            room = self._prompts.room(prompt, request.sampling)
-            async with aclosing(self._engine.generate(prompt, request.sampling, room, adapter)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with self._adapters.held(request.adapter) as adapter:
+                room = self._prompts.room(prompt, request.sampling)
+                async with aclosing(self._engine.generate(prompt, request.sampling, room, adapter)) as pieces:
+                    async for piece in pieces:
+                        yield piece
         except (BundleError, NotFoundError) as bad:
             yield Refusal(f"the adapter cannot be served: {bad.detail}", "model")
 
-    async def post(self, request: Generation, courier: Courier) -> Refusal | None:
-        """Answer one request piece by piece through a courier. Cancelling it ends the work."""
-        async with aclosing(self.generate(request)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Refusal):
-                    return piece
-                await courier.bring(piece)
-        await courier.end()
-        return None
+    async def post(self, request: Generation, courier: Courier) -> AsyncGenerator[Refusal]:
+        """Answer one request piece by piece through a courier; yield a refusal or nothing. Closing it ends the work."""
+        with told_plainly():
+            async with aclosing(self.generate(request)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Refusal):
+                        yield piece
+                        return
+                    await courier.bring(piece)
+            await courier.end()
 
-    async def embed(self, texts: list[str]) -> Embeddings | Refusal:  # noqa: ARG002 - as services for embeddings
+    async def embed(self, texts: list[str]) -> AsyncGenerator[Refusal]:  # noqa: ARG002 - as services for embeddings
         """Refuse: this model generates."""
-        return Refusal(f"{self._manifest.name} generates text; it makes no embeddings", "model")
+        yield Refusal(f"{self._manifest.name} generates text; it makes no embeddings", "model")
 
     async def describe(self) -> dict[str, Any]:
         """Return the model's card: what it is, trained on what, and which engine serves it how."""
@@ -124,9 +128,6 @@ class Completions:
         self._engine.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def _local(self, request: Generation) -> LocalAdapter | None:
-        return None if request.adapter is None else await self._adapters.local(request.adapter)
-
 
 class CompletionsReplica(Completions):
     """Completions as Serve starts and ends them."""
@@ -136,6 +137,22 @@ class CompletionsReplica(Completions):
         if hasattr(self, "_prompts"):  # it was opened, and not closed yet
             del self._prompts
             self.close()
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Raise an error that the front door knows instead of a library's: unpickling one imports the library there.
+
+    Raises:
+        UnavailableError: for any other error than the farm's own.
+    """
+    try:
+        yield
+    except CloudfarmError:
+        raise
+    except Exception as failure:
+        log.exception("a request failed")
+        raise UnavailableError(f"{type(failure).__name__}: {failure}") from None
 
 
 def scratch_folder() -> Path:

@@ -6,21 +6,24 @@ before it.
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 
 from cloudfarm.domain.bundles import TEXT_EMBEDDING
-from cloudfarm.domain.generation import Embeddings, Generation, Refusal
-from cloudfarm.inference.completions import card, fetch_model, scratch_folder
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
+from cloudfarm.inference.completions import card, fetch_model, scratch_folder, told_plainly
 from cloudfarm.training.bundle import BundleError
 from cloudfarm.training.hf_folder import EmbeddingSpec
 
 MAX_TEXTS = 2048
 _BATCH = 32
+
+Given = TypeVar("Given")
+T = TypeVar("T")
 
 
 class Embedder:
@@ -58,11 +61,27 @@ class Embedder:
             raise BundleError(f"{model_uri} has {size} dimensions, and its spec says {self._spec.dimensions}")
         self._one = ThreadPoolExecutor(1, thread_name_prefix="embedder")
 
-    async def embed(self, texts: list[str]) -> Embeddings | Refusal:
-        """Return a vector for each text."""
+    async def embed(self, texts: list[str]) -> AsyncGenerator[Piece | Embeddings | Refusal]:
+        """Yield how many tokens the texts have, and then a vector for each; or a refusal. Closing it ends the work."""
         if not 0 < len(texts) <= MAX_TEXTS or not all(texts):
-            return Refusal(f"input must be 1 to {MAX_TEXTS} texts, none of them empty", "input")
-        return await asyncio.get_running_loop().run_in_executor(self._one, self._embed, texts)
+            yield Refusal(f"input must be 1 to {MAX_TEXTS} texts, none of them empty", "input")
+            return
+        with told_plainly():
+            tokens = await self._in_turn(self._tokens, texts)
+            if isinstance(tokens, Refusal):
+                yield tokens
+                return
+            size = sum(map(len, tokens))
+            yield Piece(prompt_tokens=size)
+            vectors: list[tuple[float, ...]] = [()] * len(texts)
+            # Texts of like length together: the shorter ones of a batch are filled up.
+            by_length = sorted(range(len(texts)), key=lambda place: len(tokens[place]))
+            for start in range(0, len(by_length), _BATCH):
+                places = by_length[start : start + _BATCH]
+                made = await self._in_turn(self._vectors, [tokens[place] for place in places])
+                for place, vector in zip(places, made, strict=True):
+                    vectors[place] = tuple(vector)
+            yield Embeddings(tuple(vectors), size)
 
     async def generate(self, request: Generation) -> AsyncGenerator[Refusal]:  # noqa: ARG002 - as language models
         """Refuse: this model generates nothing."""
@@ -82,8 +101,12 @@ class Embedder:
             },
         }
 
-    def _embed(self, texts: list[str]) -> Embeddings | Refusal:
-        tokens = self._tokenizer(texts)["input_ids"]
+    async def _in_turn(self, work: Callable[[Given], T], given: Given) -> T:
+        """Have a piece of work done in the thread; after each the other requests have their turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._one, work, given)
+
+    def _tokens(self, texts: list[str]) -> list[list[int]] | Refusal:
+        tokens: list[list[int]] = self._tokenizer(texts)["input_ids"]
         for place, each in enumerate(tokens):
             if len(each) > self._spec.max_tokens:
                 return Refusal(
@@ -92,15 +115,7 @@ class Embedder:
                     "input",
                     "context_length_exceeded",
                 )
-        vectors: list[tuple[float, ...]] = [()] * len(texts)
-        # Texts of like length together: the shorter ones of a batch are filled up.
-        by_length = sorted(range(len(texts)), key=lambda place: len(tokens[place]))
-        for start in range(0, len(by_length), _BATCH):
-            places = by_length[start : start + _BATCH]
-            made = self._vectors([tokens[place] for place in places])
-            for place, vector in zip(places, made, strict=True):
-                vectors[place] = tuple(vector)
-        return Embeddings(tuple(vectors), sum(map(len, tokens)))
+        return tokens
 
     def _vectors(self, tokens: list[list[int]]) -> list[list[float]]:
         filled = self._tokenizer.pad({"input_ids": tokens}, return_tensors="pt")

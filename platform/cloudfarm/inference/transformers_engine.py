@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
@@ -232,14 +232,14 @@ class TransformersEngine:
         if number == self._active:
             return
         self._active = _UNKNOWN  # should this fail
-        if adapter is None:
-            self._adapters().base_model.disable_adapter_layers()
-        else:
+        if adapter is not None:
             if adapter.number not in self._loaded:
                 self._load(adapter)
             self._loaded.move_to_end(adapter.number)
             self._adapters().base_model.enable_adapter_layers()
             self._adapters().set_adapter(str(adapter.number))
+        elif self._peft is not None:
+            self._peft.base_model.disable_adapter_layers()
         self._active = number
 
     def _load(self, adapter: LocalAdapter) -> None:
@@ -248,10 +248,15 @@ class TransformersEngine:
             self._adapters().delete_adapter(str(oldest))
         name = str(adapter.number)
         try:
+            config = LoraConfig.from_pretrained(str(adapter.folder))
+            # Nothing by itself, until its weights are there: one that fails on the way leaves the model as it is.
+            config.init_lora_weights = True
             if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._model, adapter.folder, adapter_name=name).eval()
+                self._peft = PeftModel.from_pretrained(
+                    self._model, adapter.folder, adapter_name=name, config=config
+                ).eval()
             else:
-                self._peft.load_adapter(str(adapter.folder), adapter_name=name)
+                self._peft.load_adapter(str(adapter.folder), adapter_name=name, peft_config=config)
         except (ValueError, RuntimeError, KeyError, TypeError) as bad:
             raise BundleError(f"the engine cannot load the adapter: {bad}") from bad
         self._loaded[adapter.number] = None

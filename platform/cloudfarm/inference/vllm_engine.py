@@ -104,14 +104,17 @@ class VllmEngine:
     ) -> AsyncGenerator[Piece]:
         """Answer, as the port says."""
         lora = None if adapter is None else await self._load(adapter)
+        # Without chance all choices are the same, and vLLM refuses to make more than one.
+        copies = sampling.choices if sampling.temperature == 0 else 1
         params = SamplingParams(
-            n=sampling.choices,
+            n=sampling.choices // copies,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             stop=list(sampling.stop),
-            seed=None if sampling.seed is None else sampling.seed % 2**63,
+            # Each choice has one more than the one before it, and the engine ends at one beyond 63 bits.
+            seed=None if sampling.seed is None else sampling.seed % (2**63 - sampling.choices),
             ignore_eos=sampling.ignore_eos,
             max_tokens=max_tokens,
             output_kind=RequestOutputKind.DELTA,
@@ -128,9 +131,10 @@ class VllmEngine:
                 for choice in output.outputs:
                     if choice.finish_reason not in (None, "stop", "length"):
                         raise UnavailableError(f"the engine ended a request: {choice.finish_reason}")
-                    yield Piece(
-                        choice.index, choice.text, len(choice.token_ids), finish_reason=choice.finish_reason
-                    )
+                    for index in range(choice.index, choice.index + copies):
+                        yield Piece(
+                            index, choice.text, len(choice.token_ids), finish_reason=choice.finish_reason
+                        )
                 output = await anext(outputs, None)
         finally:
             first.cancel()

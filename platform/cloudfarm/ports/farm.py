@@ -162,8 +162,15 @@ class Inference(Protocol):
             UnavailableError: if none answers in time, or one dies on the way.
         """
 
-    def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
+    def generate(
+        self, app_name: str, request: Generation, made: Callable[[Piece], None]
+    ) -> AsyncGenerator[Piece]:
         """Yield the answer as it is made; closing the generator (``aclose``) stops the work in the engine.
+
+        Args:
+            app_name: of the application.
+            request: what is asked.
+            made: told of each piece as it comes, whether it is ever taken or not.
 
         Raises:
             InvalidInputError: for what the engine refuses, with ``param`` and ``openai_code`` in its data.
@@ -171,8 +178,8 @@ class Inference(Protocol):
             UnavailableError: if no replica answers, or one dies on the way.
         """
 
-    async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
-        """Return the texts' vectors; raises as :meth:`generate`."""
+    async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
+        """Return the texts' vectors; tells of their tokens before, and raises as :meth:`generate`."""
 
     def close(self) -> None:
         """Take no more answers; once nobody waits for any."""

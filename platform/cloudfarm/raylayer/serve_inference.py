@@ -1,7 +1,7 @@
 """Calls to services through Serve's handles, which know the replicas and spread the load over them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -37,14 +37,15 @@ class ServeInference:
             UnavailableError: if no replica answers in time.
         """
         with self._told(app_name):
-            handle = await self._handle(app_name, "handle")
-            response = handle.remote(dict(payload))
-            answer = await _answered(response, timeout_s)
+            handle = await self._handles.get(app_name, "handle", {"method_name": "handle"})
+            answer = await _answered(handle.remote(dict(payload)), timeout_s)
         if "error" in answer:
             raise InvalidInputError(str(answer["error"].get("detail", "the service refused the input")))
         return dict(answer)
 
-    async def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
+    async def generate(
+        self, app_name: str, request: Generation, made: Callable[[Piece], None]
+    ) -> AsyncGenerator[Piece]:
         """Yield the pieces of an answer; closing the generator cancels the replica's, and so the engine's work.
 
         Raises:
@@ -52,10 +53,10 @@ class ServeInference:
             NoReplicaError: if there is none that could take it.
             UnavailableError: if no replica answers, or one dies on the way.
         """
-        async with self._mailboxes.one() as mailbox:
+        async with self._mailboxes.one(made) as mailbox:
             with self._told(app_name):
-                handle = await self._handle(app_name, "post")
-                call = asyncio.create_task(_answered(handle.remote(request, mailbox.courier)))
+                handle = await self._stream(app_name, "post")
+                call = asyncio.create_task(_last(handle.remote(request, mailbox.courier), made))
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
             call.add_done_callback(mailbox.answered)
@@ -72,25 +73,29 @@ class ServeInference:
                 if not mailbox.is_complete:
                     call.cancel()
 
-    async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
+    async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
         """Return the texts' vectors; raises as :meth:`generate`."""
         with self._told(app_name):
-            handle = await self._handle(app_name, "embed")
-            response = handle.remote(list(texts))
-            found = await _answered(response, EMBED_TIMEOUT_S)
+            handle = await self._stream(app_name, "embed")
+            found = await _last(handle.remote(list(texts)), made, EMBED_TIMEOUT_S)
         if isinstance(found, Embeddings):
             return found
         raise _refused(app_name, found)
 
-    async def _handle(self, app_name: str, method: str) -> Any:
-        return await self._handles.get(app_name, method, {"method_name": method})
+    async def _stream(self, app_name: str, method: str) -> Any:
+        """Return the handle of a method that may take long.
+
+        As a stream, also where hardly anything is streamed: of any other call Serve learns only when it has ended that
+        a replica has taken it, and would send all that come meanwhile to the replica that seemed free when it began.
+        """
+        return await self._handles.get(app_name, method, {"method_name": method, "stream": True})
 
     def _told(self, app_name: str) -> AbstractContextManager[None]:
         # Over gRPC whatever the replica has raised is raised here as it is.
         return self._handles.told(app_name, Exception)
 
 
-async def _answered(response: Any, timeout_s: float | None = None) -> Any:
+async def _answered(response: Any, timeout_s: float) -> Any:
     """Return an answer that is one; whoever stops waiting for it stops the replica's work."""
     async with asyncio.timeout(timeout_s):
         try:
@@ -98,6 +103,20 @@ async def _answered(response: Any, timeout_s: float | None = None) -> Any:
         except asyncio.CancelledError:
             response.cancel()
             raise
+
+
+async def _last(response: Any, made: Callable[[Piece], None], timeout_s: float | None = None) -> Any:
+    """Return what a replica sends last, and tell of the pieces before; whoever stops waiting stops its work."""
+    last = None
+    async with asyncio.timeout(timeout_s):
+        try:
+            async for last in response:
+                if isinstance(last, Piece):
+                    made(last)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+    return last
 
 
 def _refused(app_name: str, item: object) -> InvalidInputError | UnavailableError:

@@ -1,8 +1,9 @@
 """The pieces of answers, on their way from a replica to the front door: all answers over one TCP connection.
 
-As a stream of Serve's each piece would be a message of gRPC, and every token costs one. Here a request is a plain call,
-which ends with its answer; with it goes a courier, which brings the pieces to a mailbox at the front door. All that a
-replica has to send in one turn of its event loop, such as a token for each request in the engine's batch, is one frame.
+As a stream of Serve's each piece would be a message of gRPC, and every token costs one. Here a request is a call that
+streams nothing, and ends with its answer; with it goes a courier, which brings the pieces to a mailbox at the front
+door. All that a replica has to send in one turn of its event loop, such as a token for each request in the engine's
+batch, is one frame.
 
 A frame is its length and a JSON list of items, ``[secret, piece]`` or ``[secret, number of pieces]`` at the end. The
 secret is the answer's own, so nobody else can send a piece of it; nothing but JSON is read from a connection.
@@ -13,7 +14,7 @@ import json
 import logging
 import secrets
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -116,10 +117,16 @@ def _forget(key: tuple[asyncio.AbstractEventLoop, str, int], opened: "asyncio.Ta
 
 
 class Mailbox:
-    """What has come of one answer, at the front door."""
+    """What has come of one answer, at the front door.
 
-    def __init__(self, courier: Courier) -> None:
+    Args:
+        courier: goes to the replica.
+        made: told of each piece as it comes.
+    """
+
+    def __init__(self, courier: Courier, made: Callable[[Piece], None]) -> None:
         self.courier = courier
+        self._made = made
         self.is_complete = False
         """Whether every piece has been taken."""
         self.line: object = None
@@ -138,6 +145,7 @@ class Mailbox:
         if self._end is not None:
             return  # what is missing before it will not come
         self._pieces += 1
+        self._made(piece)
         before = self._waiting.get(piece.index)
         if before is not None:
             piece = Piece(
@@ -162,7 +170,9 @@ class Mailbox:
             self._came.set()
 
     def fail(self, error: BaseException) -> None:
-        """Raise an error after the pieces that have come."""
+        """Raise an error after the pieces that have come, if they were not all."""
+        if self._is_whole:
+            return
         self._end = self._end or error
         self._came.set()
 
@@ -175,7 +185,7 @@ class Mailbox:
         elif call.result() is not None:
             self._instead = call.result()
             self._came.set()
-        else:
+        elif not self._is_whole:
             late = TimeoutError("the last pieces did not come")
             asyncio.get_running_loop().call_later(END_TIMEOUT_S, self.fail, late)
 
@@ -207,11 +217,11 @@ class Mailboxes:
         self._opening = asyncio.Lock()
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[Mailbox]:
-        """Hold a mailbox for an answer."""
+    async def one(self, made: Callable[[Piece], None]) -> AsyncIterator[Mailbox]:
+        """Hold a mailbox for an answer, which tells of each piece as it comes."""
         address, port = self._listening() if self._server is not None else await self._listen()
         secret = secrets.token_hex(_SECRET_BYTES)
-        mailbox = self.expected[secret] = Mailbox(Courier(address, port, secret))
+        mailbox = self.expected[secret] = Mailbox(Courier(address, port, secret), made)
         try:
             yield mailbox
         finally:

@@ -1,7 +1,7 @@
 """What the front door talks to besides the store, with knobs: logs, services, the steward's bell."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +108,9 @@ class FakeInference:
     """Set when an answer has come to that."""
     given: list[Piece] = field(default_factory=list)
     """Every piece that was taken from it."""
+    ahead: int = 0
+    """How many pieces more it makes than are taken."""
+    made: list[Piece] = field(default_factory=list)
     open: int = 0
     """Answers that are being made now."""
 
@@ -118,27 +121,38 @@ class FakeInference:
         self.calls.append((app_name, payload))
         return {"app": app_name, "echo": dict(payload)}
 
-    async def generate(self, app_name: str, request: Generation) -> AsyncGenerator[Piece]:
+    async def generate(
+        self, app_name: str, request: Generation, made: Callable[[Piece], None]
+    ) -> AsyncGenerator[Piece]:
         """Yield the prompt's words, as the knobs have it."""
         self._check()
         self.generations.append((app_name, request))
         self.open += 1
+        pieces = list(_pieces(request))
+        told = 0
         try:
-            for count, piece in enumerate(_pieces(request)):
+            for count, piece in enumerate(pieces):
                 if count == self.break_after:
                     raise UnavailableError("the replica has died")
                 if count == self.stall_after:
                     self.stalled.set()
                     await asyncio.Event().wait()
                 await asyncio.sleep(0)
+                for each in pieces[told : count + 1 + self.ahead]:
+                    self.made.append(each)
+                    made(each)
+                told = max(told, min(len(pieces), count + 1 + self.ahead))
                 self.given.append(piece)
                 yield piece
         finally:
             self.open -= 1
 
-    async def embed(self, app_name: str, texts: Sequence[str]) -> Embeddings:
+    async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
         """Return for each text its length and a quarter."""
         self._check()
+        tokens = Piece(prompt_tokens=sum(len(text.split()) for text in texts))
+        self.made.append(tokens)
+        made(tokens)
         if self.stall_after is not None:
             self.stalled.set()
             self.open += 1
@@ -146,9 +160,7 @@ class FakeInference:
                 await asyncio.Event().wait()
             finally:
                 self.open -= 1
-        return Embeddings(
-            tuple((float(len(text)), 0.25) for text in texts), sum(len(text.split()) for text in texts)
-        )
+        return Embeddings(tuple((float(len(text)), 0.25) for text in texts), tokens.prompt_tokens)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -6,9 +6,11 @@ safetensors, and text files from the closed list of :data:`~cloudfarm.training.b
 """
 
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -222,11 +224,32 @@ def _check_adapter(folder: Path, names: list[str], rank: int) -> None:
         raise BundleError(f"{ADAPTER_CONFIG}: r is {config.get('r')}, but the bundle's spec says {rank}")
     if not isinstance(config.get("init_lora_weights", True), bool):
         raise BundleError(f"{ADAPTER_CONFIG}: init_lora_weights is neither true nor false")
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or not all(
-        isinstance(each, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,100}", each) for each in targets
-    ):
-        raise BundleError(f"{ADAPTER_CONFIG}: target_modules is not a list of names")
-    for name, shape in weight_shapes(folder / ADAPTER_WEIGHTS).items():
+    _check_scale(config)
+    shapes = weight_shapes(folder / ADAPTER_WEIGHTS)
+    _check_targets(config.get("target_modules"), shapes)
+    for name, shape in shapes.items():
         if len(shape) != 2 or rank not in shape:  # noqa: PLR2004 - a matrix
             raise BundleError(f"{ADAPTER_WEIGHTS}: {name} is not of rank {rank}")
+
+
+def _check_scale(config: dict[str, Any]) -> None:
+    for key, below in (("lora_alpha", math.inf), ("lora_dropout", 1.0)):
+        value = config.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
+            raise BundleError(f"{ADAPTER_CONFIG}: {key} is {value!r}")
+
+
+def _check_targets(targets: Any, weights: Iterable[str]) -> None:
+    """Refuse what names other modules than it has weights for: an engine would notice only as it loads it."""
+    if (
+        not isinstance(targets, list)
+        or not targets
+        or not all(isinstance(each, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,100}", each) for each in targets)
+    ):
+        raise BundleError(f"{ADAPTER_CONFIG}: target_modules is not a list of names")
+    modules = {name.rpartition(".lora_")[0] for name in weights}
+    named = {module: {each for each in targets if f".{module}".endswith(f".{each}")} for module in modules}
+    if unnamed := sorted(module for module, names in named.items() if not names):
+        raise BundleError(f"{ADAPTER_CONFIG}: {unnamed[0] or 'what it has weights for'} is no target module")
+    if idle := sorted(set(targets).difference(*named.values())):
+        raise BundleError(f"{ADAPTER_WEIGHTS} has nothing for the target module {idle[0]}")

@@ -58,14 +58,11 @@ class Calls:
             return await anext(answers)
 
     async def generate(self, secret: str | None, model: str, request: Generation) -> AsyncGenerator[Piece]:
-        """Yield a language model's answer. Each piece is charged before it is yielded; closing it stops the engine."""
+        """Yield a language model's answer. Each piece is charged as it comes; closing it stops the engine."""
 
-        async def ask(route: Route, use: Use) -> AsyncGenerator[Piece]:
+        def ask(route: Route, use: Use) -> AsyncGenerator[Piece]:
             adapted = replace(request, adapter=route.adapter)
-            async with aclosing(self.inference.generate(route.app_name, adapted)) as pieces:
-                async for piece in pieces:
-                    use.count(prompt_tokens=piece.prompt_tokens, completion_tokens=piece.tokens)
-                    yield piece
+            return self.inference.generate(route.app_name, adapted, _charge(use))
 
         check = _needs(CAUSAL_LM, "does not generate text")
         async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
@@ -73,12 +70,10 @@ class Calls:
                 yield piece
 
     async def embed(self, secret: str | None, model: str, texts: Sequence[str]) -> Embeddings:
-        """Return the texts' vectors."""
+        """Return the texts' vectors. They are charged before they are computed."""
 
         async def ask(route: Route, use: Use) -> AsyncGenerator[Embeddings]:
-            found = await self.inference.embed(route.app_name, texts)
-            use.count(prompt_tokens=found.prompt_tokens)
-            yield found
+            yield await self.inference.embed(route.app_name, texts, _charge(use))
 
         check = _needs(TEXT_EMBEDDING, "does not embed text")
         async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
@@ -148,6 +143,11 @@ class Calls:
                 yield use
             finally:
                 use.end()
+
+
+def _charge(use: Use) -> Callable[[Piece], None]:
+    """Return what charges a caller for what was made, whether anybody takes it or not."""
+    return lambda piece: use.count(prompt_tokens=piece.prompt_tokens, completion_tokens=piece.tokens)
 
 
 def _needs(kind: str, lack: str) -> Callable[[Route], None]:

@@ -81,9 +81,11 @@ def _canary(revisions: Sequence[Revision], current: Revision) -> Revision | None
 async def _reason(uow: UnitOfWork, service: Service, revision: Revision) -> str:
     """Return why a revision does not run: while it waits for a lease, what that waits for.
 
-    Not for callers of other tenants, whom the owner's place in the queue does not concern.
+    Not where other tenants may call, whom the owner's place in the queue does not concern, nor its logs.
     """
-    if revision.status is RevisionStatus.PENDING and not service.shared:
+    if service.shared:
+        return "try again later"
+    if revision.status is RevisionStatus.PENDING:
         leases = await uow.leases.list(tenant=revision.tenant, open_only=True)
         mine = next((each for each in leases if each.revision_id == revision.id), None)
         if mine is not None and mine.message:
