@@ -65,7 +65,20 @@ class Snapshot:
     """Those that have a process."""
     groups: tuple[Any, ...]
     workers: Mapping[str, list[Any]]
-    """Worker processes by node; a node whose raylet was silent is missing."""
+    """Worker processes by node; one whose raylet was silent, or could not be told from a dead one's, is missing."""
+
+
+def nodes_by_address(nodes: Iterable[Any]) -> dict[str, str]:
+    """Return which living node's raylet answers at each address: the one that started last there.
+
+    A raylet that died without a goodbye counts as alive for about 15 s, in which a new node may get its port. What
+    answers there does not say which node it is: the new one's workers would be taken for the dead one's.
+    """
+    return {
+        f"{node.node_manager_address}:{node.node_manager_port}": node.node_id.hex()
+        for node in sorted(nodes, key=lambda node: int(node.start_time_ms))
+        if node.state == gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE
+    }
 
 
 def find_strays(farm: Snapshot) -> list[Stray]:

@@ -37,7 +37,7 @@ from ray.core.generated import (
 )
 
 from cloudfarm.raylayer.hook.rules import LEASE_LABEL
-from cloudfarm.raylayer.strays import Snapshot, Stray, find_strays, named_lease
+from cloudfarm.raylayer.strays import Snapshot, Stray, find_strays, named_lease, nodes_by_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class Survey:
 
     strays: tuple[Stray, ...]
     silent_nodes: tuple[str, ...]
-    """Ids of living nodes whose raylet did not answer: their workers were not seen, only their actors."""
+    """Ids of living nodes whose actors alone were seen: their raylet did not answer, or another does at its address."""
 
 
 class Watch:
@@ -95,8 +95,8 @@ class Watch:
         # Nodes, then raylets, then the rest: whatever a raylet tells of is then in the tables that are read
         # after it.
         nodes = self._ask_nodes()
-        workers, silent = self._ask_raylets(nodes)
-        snapshot = self._ask_tables(nodes, workers)
+        snapshot = self._ask_tables(nodes, self._ask_raylets(nodes))
+        silent = snapshot.living_nodes - snapshot.workers.keys()
         return Survey(tuple(find_strays(snapshot)), tuple(silent))
 
     def stop_stray(self, stray: Stray) -> None:
@@ -155,25 +155,23 @@ class Watch:
         reply = stub.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=self._timeout_s)
         return list(reply.node_info_list)
 
-    def _ask_raylets(self, nodes: Sequence[Any]) -> tuple[dict[str, list[Any]], list[str]]:
-        """Read the worker processes of all raylets at once; return them by node, and who was silent."""
-        addresses = _addresses(nodes)
-        for address in set(self._raylets) - set(addresses.values()):
+    def _ask_raylets(self, nodes: Sequence[Any]) -> dict[str, list[Any]]:
+        """Read the worker processes of all raylets at once; return them by node, without those who were silent."""
+        asked = nodes_by_address(nodes)
+        for address in self._raylets.keys() - asked.keys():
             self._raylets.pop(address).close()
         calls = {}
-        for node_id, address in addresses.items():
+        for address, node_id in asked.items():
             if address not in self._raylets:
                 self._raylets[address] = init_grpc_channel(address)
             stub = node_manager_pb2_grpc.NodeManagerServiceStub(self._raylets[address])
             request = node_manager_pb2.GetNodeStatsRequest(include_memory_info=False)
             calls[node_id] = stub.GetNodeStats.future(request, timeout=self._timeout_s)
-        workers, silent = {}, []
-        for node_id, call in calls.items():
-            if call.exception() is None:  # waits
-                workers[node_id] = list(call.result().core_workers_stats)
-            else:
-                silent.append(node_id)
-        return workers, silent
+        return {
+            node_id: list(call.result().core_workers_stats)
+            for node_id, call in calls.items()
+            if call.exception() is None  # waits
+        }
 
     def _ask_tables(self, nodes: Sequence[Any], workers: Mapping[str, list[Any]]) -> Snapshot:
         """Read the GCS's other tables, all at once."""
@@ -201,7 +199,7 @@ class Watch:
                 self._lease_of_job[job_id] = lease_of_node[driver_node] or named_lease(job, lease_of_node)
         return Snapshot(
             lease_of_node=lease_of_node,
-            living_nodes=frozenset(_addresses(nodes)),
+            living_nodes=frozenset(node.node_id.hex() for node in nodes if node.state == _ALIVE),
             jobs=jobs,
             lease_of_job=dict(self._lease_of_job),
             actors={
@@ -215,12 +213,3 @@ class Watch:
             groups=tuple(groups_call.result().placement_group_table_data),
             workers=workers,
         )
-
-
-def _addresses(nodes: Sequence[Any]) -> dict[str, str]:
-    """Return where the raylets of the living nodes answer."""
-    return {
-        node.node_id.hex(): f"{node.node_manager_address}:{node.node_manager_port}"
-        for node in nodes
-        if node.state == _ALIVE
-    }
