@@ -8,7 +8,7 @@ from typing import Any
 from ray.core.generated import common_pb2, gcs_pb2
 
 from cloudfarm.raylayer.hook.rules import HEAD_PINNED
-from cloudfarm.raylayer.strays import Snapshot, find_strays, nodes_by_address
+from cloudfarm.raylayer.strays import Snapshot, confirmed, find_strays, nodes_by_address
 
 HEAD, A, B, GONE = (bytes([number]) * 28 for number in range(1, 5))
 JOB_OF_FARM, JOB_OF_A, JOB_OF_B = (bytes([0, 0, 0, number]) for number in range(1, 4))
@@ -128,6 +128,35 @@ def test_workers_on_another_lease_with_and_without_a_task():
 def test_process_left_by_an_actor_that_the_gcs_no_longer_knows_is_a_stray():
     (stray,) = find_strays(snapshot(workers={B: [worker(JOB_OF_A, actor_id=ACTOR)]}))
     assert stray.kind == "worker"
+
+
+def test_workers_are_certain_once_they_were_seen_before_and_all_else_at_once():
+    seen = find_strays(
+        snapshot(
+            jobs=[job(JOB_OF_A, B, lease="A")],
+            actors=[actor(JOB_OF_A, B, A)],
+            groups=[group(JOB_OF_A, B)],
+            workers={B: [worker(JOB_OF_A, tasks=1)], HEAD: [worker(JOB_OF_A)]},
+        )
+    )
+    assert {stray.kind for stray in seen} == {"driver", "actor", "task", "worker", "placement_group"}
+    assert {stray.kind for stray in confirmed(seen, ())} == {"driver", "actor", "placement_group"}
+    assert confirmed(seen, {stray.id for stray in seen}) == seen
+
+
+def test_process_of_an_actor_that_ends_or_begins_while_one_looks_is_no_stray():
+    cleaner = min(HEAD_PINNED)
+    process = {HEAD: [worker(JOB_OF_A, actor_id=ACTOR)]}
+    lives = find_strays(snapshot(actors=[actor(JOB_OF_A, HEAD, A, *cleaner)], workers=process))
+    ended_meanwhile, is_gone = find_strays(snapshot(workers=process)), find_strays(snapshot())
+    begins = find_strays(snapshot(workers={HEAD: [worker(JOB_OF_A)]}))
+    assert ended_meanwhile
+    assert begins
+
+    seen_before: set[str] = set()
+    for seen in (begins, lives, ended_meanwhile, is_gone):
+        assert confirmed(seen, seen_before) == []
+        seen_before = {stray.id for stray in seen}
 
 
 def test_workers_without_a_job_and_of_unknown_jobs_are_left_alone():

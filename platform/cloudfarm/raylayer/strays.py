@@ -15,7 +15,7 @@ from ray.core.generated import common_pb2, gcs_pb2
 from cloudfarm.raylayer.hook.rules import HEAD_PINNED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
 Kind = Literal["actor", "task", "worker", "driver", "placement_group"]
 
@@ -82,8 +82,17 @@ def nodes_by_address(nodes: Iterable[Any]) -> dict[str, str]:
 
 
 def find_strays(farm: Snapshot) -> list[Stray]:
-    """Return all of the tenants' work that is outside its lease."""
+    """Return all of the tenants' work that seems to be outside its lease; see :func:`confirmed`."""
     return [*_stray_drivers(farm), *_stray_actors(farm), *_stray_workers(farm), *_stray_groups(farm)]
+
+
+def confirmed(strays: Iterable[Stray], seen_before: Container[str]) -> list[Stray]:
+    """Return those that are certain: of tasks and workers the ones that seemed strays in the survey before, too.
+
+    Raylets are asked before the actors are read. The process of an actor that ends in between is nobody's then, as is
+    one whose actor is not written down yet; so an actor that may be where it is would seem to be a stray worker.
+    """
+    return [stray for stray in strays if stray.kind not in ("task", "worker") or stray.id in seen_before]
 
 
 def _stray_drivers(farm: Snapshot) -> Iterator[Stray]:

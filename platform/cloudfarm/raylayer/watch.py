@@ -12,11 +12,12 @@ What is asked in one `survey` (all calls of a round at once, about 5 ms on a far
 | each raylet | its worker processes with job, actor and pid (`GetNodeStats`) | none |
 
 Task events are not used: they lag by seconds and get lost. A task is found by the worker process that runs
-it; a worker belongs to one job for all its life, also while it idles between two tasks.
+it; a worker belongs to one job for all its life, also while it idles between two tasks. It counts once two surveys
+in a row have found it, because it may belong to an actor that ends, or begins, while one is made.
 
-Limits: tasks that a Serve *replica* submits carry the farm's job id, and a worker does not say who owns its
-task, so they are not found (actors of a replica are, by their owner's node). Processes that are not Ray's are
-the host agent's.
+Limits: workers that live shorter than that are not found. Tasks that a Serve *replica* submits carry the farm's job id,
+and a worker does not say who owns its task, so they are not found (actors of a replica are, by their owner's node).
+Processes that are not Ray's are the host agent's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ray.core.generated import (
 )
 
 from cloudfarm.raylayer.hook.rules import LEASE_LABEL
-from cloudfarm.raylayer.strays import Snapshot, Stray, find_strays, named_lease, nodes_by_address
+from cloudfarm.raylayer.strays import Snapshot, Stray, confirmed, find_strays, named_lease, nodes_by_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,6 +80,7 @@ class Watch:
         self._raylets: dict[str, grpc.Channel] = {}
         # A dead job's detached actors live on; the GCS may have dropped the dead node where its driver was.
         self._lease_of_job: dict[str, str | None] = {}
+        self._seen_before: set[str] = set()
 
     def close(self) -> None:
         """Close all connections."""
@@ -87,7 +89,7 @@ class Watch:
         self._raylets.clear()
 
     def survey(self) -> Survey:
-        """Look once at the whole farm.
+        """Look once at the whole farm; tasks and workers are found by the second look that sees them.
 
         Raises:
             grpc.RpcError: The GCS does not answer.
@@ -96,8 +98,10 @@ class Watch:
         # after it.
         nodes = self._ask_nodes()
         snapshot = self._ask_tables(nodes, self._ask_raylets(nodes))
-        silent = snapshot.living_nodes - snapshot.workers.keys()
-        return Survey(tuple(find_strays(snapshot)), tuple(silent))
+        strays = find_strays(snapshot)
+        certain = confirmed(strays, self._seen_before)
+        self._seen_before = {stray.id for stray in strays}
+        return Survey(tuple(certain), tuple(snapshot.living_nodes - snapshot.workers.keys()))
 
     def stop_stray(self, stray: Stray) -> None:
         """Stop it at once, without its restarting elsewhere. The next survey shows whether it is gone.
