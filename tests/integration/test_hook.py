@@ -344,7 +344,7 @@ def _all_stopped(looks: list[dict[str, Any]]) -> bool:
     """Say whether everything that escapes has been seen, and is gone."""
     seen = {(stray["kind"], stray["id"]) for look in looks for stray in look["strays"]}
     kinds = ["task" if kind == "worker" else kind for kind, _ in seen]
-    # A task is seen once its worker has started, which may be seconds after the rest was seen and stopped;
-    # the driver in a clean environment may be stopped between its actor and its placement group.
+    # A task is found by the second look at its worker, which may start seconds after the rest was seen and
+    # stopped; the driver in a clean environment may be stopped between its actor and its placement group.
     expected = {"actor": 2, "placement_group": 1, "driver": 1, "task": 1}
     return all(kinds.count(kind) >= count for kind, count in expected.items()) and not looks[-1]["strays"]

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
 from cloudfarm.domain.host import Gpu
 from cloudfarm.domain.lease import Grade, Slice
 from cloudfarm.domain.quantities import GIB, MIB
+from cloudfarm.errors import HostError
 from cloudfarm.raylayer.gpus import Machine, device_env, discover, parse_nvidia_smi
 from cloudfarm.steward.placing import with_gpu_memory
 from cloudfarm.testing.fake_farm import make_host
@@ -38,6 +40,21 @@ def test_simulated_gpus_come_in_the_number_asked_for() -> None:
     assert found.cpus == 12
     assert discover(0, 7, 99).gpus == ()
     assert (discover(0, 7, 99).cpus, discover(0, 7, 99).memory_bytes) == (7, 99)
+
+
+def test_real_gpus_are_never_replaced_by_simulated_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert discover(None, None, None).grade is Grade.SIMULATED  # there is no nvidia-smi
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{SMI}'\n")
+    smi.chmod(0o700)
+    assert discover(None, None, None).gpus == GPUS
+    smi.write_text("#!/bin/sh\necho Failed to initialize NVML\nexit 18\n")
+    with pytest.raises(HostError, match="Failed to initialize NVML"):
+        discover(None, None, None)
+    assert discover(2, None, None).grade is Grade.SIMULATED
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,13 @@ def test_pin_to_a_node_of_the_lease_or_an_unknown_one_is_left_alone(node):
     assert lease().place(work(affinity=node)).selector is None
 
 
+@pytest.mark.parametrize("node", [MINE, UNKNOWN])
+def test_soft_pin_to_a_node_of_the_lease_or_an_unknown_one_cannot_lead_out_of_it(node):
+    placed = lease().place(work(affinity=node, affinity_is_soft=True, selector={"zone": "x"}))
+    assert placed.selector == {"zone": "x", "lease": "A"}
+    assert not placed.drop_affinity
+
+
 def test_hard_pin_to_a_node_outside_is_refused_and_says_why():
     with pytest.raises(ConfinementError, match=r"train\.step asks for node b+, which is not part of lease A"):
         lease().place(work(affinity=OTHER))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 from ray.core.generated import common_pb2, gcs_pb2
 
 from cloudfarm.raylayer.hook.rules import HEAD_PINNED
-from cloudfarm.raylayer.strays import Snapshot, find_strays
+from cloudfarm.raylayer.strays import Snapshot, confirmed, find_strays, nodes_by_address
 
 HEAD, A, B, GONE = (bytes([number]) * 28 for number in range(1, 5))
 JOB_OF_FARM, JOB_OF_A, JOB_OF_B = (bytes([0, 0, 0, number]) for number in range(1, 4))
@@ -52,6 +53,17 @@ def group(job_id: bytes, *nodes: bytes, state: int = gcs_pb2.PlacementGroupTable
     for node in nodes:
         record.bundles.add(node_id=node)
     return record
+
+
+def node(node_id: bytes, port: int, start_time_ms: int, *, alive: bool = True) -> Any:
+    states = gcs_pb2.GcsNodeInfo.GcsNodeState
+    return gcs_pb2.GcsNodeInfo(
+        node_id=node_id,
+        node_manager_address="10.0.0.1",
+        node_manager_port=port,
+        start_time_ms=start_time_ms,
+        state=states.ALIVE if alive else states.DEAD,
+    )
 
 
 def snapshot(**seen: Any) -> Snapshot:
@@ -118,6 +130,35 @@ def test_process_left_by_an_actor_that_the_gcs_no_longer_knows_is_a_stray():
     assert stray.kind == "worker"
 
 
+def test_workers_are_certain_once_they_were_seen_before_and_all_else_at_once():
+    seen = find_strays(
+        snapshot(
+            jobs=[job(JOB_OF_A, B, lease="A")],
+            actors=[actor(JOB_OF_A, B, A)],
+            groups=[group(JOB_OF_A, B)],
+            workers={B: [worker(JOB_OF_A, tasks=1)], HEAD: [worker(JOB_OF_A)]},
+        )
+    )
+    assert {stray.kind for stray in seen} == {"driver", "actor", "task", "worker", "placement_group"}
+    assert {stray.kind for stray in confirmed(seen, ())} == {"driver", "actor", "placement_group"}
+    assert confirmed(seen, {stray.id for stray in seen}) == seen
+
+
+def test_process_of_an_actor_that_ends_or_begins_while_one_looks_is_no_stray():
+    cleaner = min(HEAD_PINNED)
+    process = {HEAD: [worker(JOB_OF_A, actor_id=ACTOR)]}
+    lives = find_strays(snapshot(actors=[actor(JOB_OF_A, HEAD, A, *cleaner)], workers=process))
+    ended_meanwhile, is_gone = find_strays(snapshot(workers=process)), find_strays(snapshot())
+    begins = find_strays(snapshot(workers={HEAD: [worker(JOB_OF_A)]}))
+    assert ended_meanwhile
+    assert begins
+
+    seen_before: set[str] = set()
+    for seen in (begins, lives, ended_meanwhile, is_gone):
+        assert confirmed(seen, seen_before) == []
+        seen_before = {stray.id for stray in seen}
+
+
 def test_workers_without_a_job_and_of_unknown_jobs_are_left_alone():
     assert find_strays(snapshot(workers={B: [worker(b"\xff" * 4), worker(b"\x00\x00\x00\x09")]})) == []
 
@@ -157,3 +198,11 @@ def test_placement_group_with_one_bundle_outside_is_one_stray():
     assert (stray.kind, stray.found_on_lease, stray.pid, stray.address) == ("placement_group", "B", 0, "")
     removed = gcs_pb2.PlacementGroupTableData.REMOVED
     assert find_strays(snapshot(groups=[group(JOB_OF_A, B, state=removed), group(JOB_OF_FARM, A, B)])) == []
+
+
+def test_at_an_address_of_two_living_nodes_the_later_one_answers():
+    silently_dead, its_heir, other = node(GONE, 7000, 1_000), node(B, 7000, 9_000), node(A, 7001, 2_000)
+    seen_dead = node(HEAD, 7000, 10_000, alive=False)
+    answering = {"10.0.0.1:7000": B.hex(), "10.0.0.1:7001": A.hex()}
+    for nodes in permutations([silently_dead, its_heir, other, seen_dead]):
+        assert nodes_by_address(nodes) == answering

@@ -10,6 +10,7 @@ import psutil
 from cloudfarm.domain.host import Gpu
 from cloudfarm.domain.lease import Grade, Slice
 from cloudfarm.domain.quantities import MIB, MILLI
+from cloudfarm.errors import HostError
 
 SIMULATED_MODEL = "SIM"
 SIMULATED_MEMORY_MIB = 16 * 1024
@@ -30,8 +31,11 @@ class Machine:
 def discover(simulated_gpus: int | None, cpus: int | None, memory_bytes: int | None) -> Machine:
     """Return the machine, with so many simulated GPUs, or with the real ones where None is given.
 
-    A machine without a GPU and without a number gets 4 simulated GPUs. Simulated hosts may offer more CPUs than there
-    are: their cores are as simulated as their GPUs.
+    A machine without an NVIDIA driver and without a number gets 4 simulated GPUs. Simulated hosts may offer more CPUs
+    than there are: their cores are as simulated as their GPUs.
+
+    Raises:
+        HostError: if the real ones cannot be told.
     """
     real = real_gpus() if simulated_gpus is None else ()
     if real:
@@ -52,7 +56,11 @@ def discover(simulated_gpus: int | None, cpus: int | None, memory_bytes: int | N
 
 
 def real_gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA GPUs that the driver reports; none if there is no driver."""
+    """Return the NVIDIA GPUs that the driver reports; none if there is no driver.
+
+    Raises:
+        HostError: if there is a driver and it fails.
+    """
     if shutil.which("nvidia-smi") is None:
         return ()
     run = subprocess.run(
@@ -62,7 +70,12 @@ def real_gpus() -> tuple[Gpu, ...]:
         timeout=60,
         check=False,
     )
-    return parse_nvidia_smi(run.stdout) if run.returncode == 0 else ()
+    if run.returncode != 0:
+        said = (run.stderr or run.stdout).strip()
+        raise HostError(
+            f"nvidia-smi fails on this host ({said}): repair it, or let CLOUDFARM_GPUS say how many GPUs to simulate"
+        )
+    return parse_nvidia_smi(run.stdout)
 
 
 def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Slice
@@ -39,7 +39,8 @@ class RayHosts:
     async def observe(self) -> Sequence[Host]:
         """Return every known host with its nodes; a silent one as it was last seen, with ``reachable=False``."""
         await asyncio.to_thread(self._find_agents)
-        found = await asyncio.gather(*(self._observe_one(host) for host in sorted(self._agents)))
+        known = sorted(self._agents.keys() | self._last.keys())
+        found = await asyncio.gather(*(self._observe_one(host) for host in known))
         return [host for host in found if host is not None]
 
     async def _observe_one(self, host: str) -> Host | None:
@@ -137,6 +138,12 @@ class RayHosts:
             if isinstance(cause, CloudfarmError):
                 raise cause from error
             raise HostError(f"host {host} failed to {method}: {error}") from error
+        except ActorDiedError as error:
+            # For ever, as one whose `__init__` failed: Ray restarts it no more, and the next look makes another.
+            if self._agents.get(host) is agent:  # not the other one, if this call fails late
+                del self._agents[host]
+            log.warning("the agent of host %s has died: %s", host, error)
+            raise HostError(f"the agent of host {host} has died; another one is made") from error
         except (TimeoutError, GetTimeoutError, RayActorError) as error:
             raise HostError(f"the agent of host {host} does not answer") from error
         except RayError as error:

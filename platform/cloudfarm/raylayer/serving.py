@@ -52,18 +52,22 @@ class ServeClient:
 
     async def open(self) -> None:
         """Make Serve run the front door if it runs nothing yet."""
-        if not await self.apps():
-            await self.apply([])
+        async with self._lock:  # what is applied between the look and the order would be taken away again
+            if not await self.apps():
+                await self._tell([])
 
     async def apply(self, deployments: Sequence[Deployment]) -> None:
         """Make Serve run the front door and exactly these; nothing is sent if nothing changed."""
+        async with self._lock:
+            await self._tell(deployments)
+
+    async def _tell(self, deployments: Sequence[Deployment]) -> None:
         apps = [self._front_door, *(_application(each) for each in deployments)]
         config = {**self._frame, "applications": apps}
         text = json.dumps(config, sort_keys=True)
-        async with self._lock:
-            if text != self._applied:
-                await self._http.request("PUT", _PATH, json=config, timeout=120.0)
-                self._applied = text
+        if text != self._applied:
+            await self._http.request("PUT", _PATH, json=config, timeout=120.0)
+            self._applied = text
 
     async def remove(self, names: Sequence[str]) -> None:
         """Delete applications that are not in the configuration; Serve's HTTP API deletes all or none."""

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import ray
 
 from cloudfarm.domain.load import LoadReport
-from cloudfarm.errors import CloudfarmError, FencedError
+from cloudfarm.errors import FencedError
 from cloudfarm.ports import Serving
 from cloudfarm.raylayer.hosts import NAMESPACE
 from cloudfarm.raylayer.shared_actors import create_shared_actors
@@ -19,6 +20,7 @@ from cloudfarm.steward.loop import Steward
 log = logging.getLogger(__name__)
 
 NAME = "steward"
+OPEN_PAUSE_S = 5.0
 
 
 class StewardActor:
@@ -45,6 +47,7 @@ class StewardActor:
         try:
             await self._steward.run()
         except* FencedError:
+            self._opening.cancel()  # the newer one opens the farm
             log.warning("a newer steward has taken over; this one ends")
         except* Exception:
             # Nothing can be assumed of what is half done: a fresh process starts from the store and the hosts.
@@ -53,14 +56,26 @@ class StewardActor:
             os._exit(1)
 
 
-async def _open(serving: Serving) -> None:
-    """Bring up what others wait for, beside the loop: the front door first, then Ray Data's shared helpers."""
-    try:
-        await serving.open()
-        await asyncio.to_thread(create_shared_actors)
-    except (CloudfarmError, ray.exceptions.RayError) as error:
-        # The loop applies the whole configuration anyway; Ray Data makes its helpers itself, on a lease's node.
-        log.warning("the farm opens more slowly: %s", error)
+async def _open(serving: Serving, pause_s: float = OPEN_PAUSE_S) -> None:
+    """Bring up what others wait for, beside the loop: the front door, and Ray Data's shared helpers.
+
+    Neither waits for the other: helpers that the farm does not make, Ray Data makes on the node of a lease.
+    """
+    await asyncio.gather(
+        _until_done("opening the front door", serving.open, pause_s),
+        _until_done("making the shared helpers", partial(asyncio.to_thread, create_shared_actors), pause_s),
+    )
+
+
+async def _until_done(what: str, act: Callable[[], Awaitable[object]], pause_s: float) -> None:
+    while True:
+        try:
+            await act()
+        except Exception:
+            log.warning("%s failed and is tried again", what, exc_info=True)
+        else:
+            return
+        await asyncio.sleep(pause_s)
 
 
 def ensure_steward(build: Callable[[], Steward]) -> Any:

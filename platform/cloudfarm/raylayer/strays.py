@@ -15,7 +15,7 @@ from ray.core.generated import common_pb2, gcs_pb2
 from cloudfarm.raylayer.hook.rules import HEAD_PINNED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
 Kind = Literal["actor", "task", "worker", "driver", "placement_group"]
 
@@ -65,12 +65,34 @@ class Snapshot:
     """Those that have a process."""
     groups: tuple[Any, ...]
     workers: Mapping[str, list[Any]]
-    """Worker processes by node; a node whose raylet was silent is missing."""
+    """Worker processes by node; one whose raylet was silent, or could not be told from a dead one's, is missing."""
+
+
+def nodes_by_address(nodes: Iterable[Any]) -> dict[str, str]:
+    """Return which living node's raylet answers at each address: the one that started last there.
+
+    A raylet that died without a goodbye counts as alive for about 15 s, in which a new node may get its port. What
+    answers there does not say which node it is: the new one's workers would be taken for the dead one's.
+    """
+    return {
+        f"{node.node_manager_address}:{node.node_manager_port}": node.node_id.hex()
+        for node in sorted(nodes, key=lambda node: int(node.start_time_ms))
+        if node.state == gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE
+    }
 
 
 def find_strays(farm: Snapshot) -> list[Stray]:
-    """Return all of the tenants' work that is outside its lease."""
+    """Return all of the tenants' work that seems to be outside its lease; see :func:`confirmed`."""
     return [*_stray_drivers(farm), *_stray_actors(farm), *_stray_workers(farm), *_stray_groups(farm)]
+
+
+def confirmed(strays: Iterable[Stray], seen_before: Container[str]) -> list[Stray]:
+    """Return those that are certain: of tasks and workers the ones that seemed strays in the survey before, too.
+
+    Raylets are asked before the actors are read. The process of an actor that ends in between is nobody's then, as is
+    one whose actor is not written down yet; so an actor that may be where it is would seem to be a stray worker.
+    """
+    return [stray for stray in strays if stray.kind not in ("task", "worker") or stray.id in seen_before]
 
 
 def _stray_drivers(farm: Snapshot) -> Iterator[Stray]:

@@ -12,11 +12,12 @@ What is asked in one `survey` (all calls of a round at once, about 5 ms on a far
 | each raylet | its worker processes with job, actor and pid (`GetNodeStats`) | none |
 
 Task events are not used: they lag by seconds and get lost. A task is found by the worker process that runs
-it; a worker belongs to one job for all its life, also while it idles between two tasks.
+it; a worker belongs to one job for all its life, also while it idles between two tasks. It counts once two surveys
+in a row have found it, because it may belong to an actor that ends, or begins, while one is made.
 
-Limits: tasks that a Serve *replica* submits carry the farm's job id, and a worker does not say who owns its
-task, so they are not found (actors of a replica are, by their owner's node). Processes that are not Ray's are
-the host agent's.
+Limits: workers that live shorter than that are not found. Tasks that a Serve *replica* submits carry the farm's job id,
+and a worker does not say who owns its task, so they are not found (actors of a replica are, by their owner's node).
+Processes that are not Ray's are the host agent's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ray.core.generated import (
 )
 
 from cloudfarm.raylayer.hook.rules import LEASE_LABEL
-from cloudfarm.raylayer.strays import Snapshot, Stray, find_strays, named_lease
+from cloudfarm.raylayer.strays import Snapshot, Stray, confirmed, find_strays, named_lease, nodes_by_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ class Survey:
 
     strays: tuple[Stray, ...]
     silent_nodes: tuple[str, ...]
-    """Ids of living nodes whose raylet did not answer: their workers were not seen, only their actors."""
+    """Ids of living nodes whose actors alone were seen: their raylet did not answer, or another does at its address."""
 
 
 class Watch:
@@ -79,6 +80,7 @@ class Watch:
         self._raylets: dict[str, grpc.Channel] = {}
         # A dead job's detached actors live on; the GCS may have dropped the dead node where its driver was.
         self._lease_of_job: dict[str, str | None] = {}
+        self._seen_before: set[str] = set()
 
     def close(self) -> None:
         """Close all connections."""
@@ -87,7 +89,7 @@ class Watch:
         self._raylets.clear()
 
     def survey(self) -> Survey:
-        """Look once at the whole farm.
+        """Look once at the whole farm; tasks and workers are found by the second look that sees them.
 
         Raises:
             grpc.RpcError: The GCS does not answer.
@@ -95,9 +97,11 @@ class Watch:
         # Nodes, then raylets, then the rest: whatever a raylet tells of is then in the tables that are read
         # after it.
         nodes = self._ask_nodes()
-        workers, silent = self._ask_raylets(nodes)
-        snapshot = self._ask_tables(nodes, workers)
-        return Survey(tuple(find_strays(snapshot)), tuple(silent))
+        snapshot = self._ask_tables(nodes, self._ask_raylets(nodes))
+        strays = find_strays(snapshot)
+        certain = confirmed(strays, self._seen_before)
+        self._seen_before = {stray.id for stray in strays}
+        return Survey(tuple(certain), tuple(snapshot.living_nodes - snapshot.workers.keys()))
 
     def stop_stray(self, stray: Stray) -> None:
         """Stop it at once, without its restarting elsewhere. The next survey shows whether it is gone.
@@ -155,25 +159,23 @@ class Watch:
         reply = stub.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=self._timeout_s)
         return list(reply.node_info_list)
 
-    def _ask_raylets(self, nodes: Sequence[Any]) -> tuple[dict[str, list[Any]], list[str]]:
-        """Read the worker processes of all raylets at once; return them by node, and who was silent."""
-        addresses = _addresses(nodes)
-        for address in set(self._raylets) - set(addresses.values()):
+    def _ask_raylets(self, nodes: Sequence[Any]) -> dict[str, list[Any]]:
+        """Read the worker processes of all raylets at once; return them by node, without those who were silent."""
+        asked = nodes_by_address(nodes)
+        for address in self._raylets.keys() - asked.keys():
             self._raylets.pop(address).close()
         calls = {}
-        for node_id, address in addresses.items():
+        for address, node_id in asked.items():
             if address not in self._raylets:
                 self._raylets[address] = init_grpc_channel(address)
             stub = node_manager_pb2_grpc.NodeManagerServiceStub(self._raylets[address])
             request = node_manager_pb2.GetNodeStatsRequest(include_memory_info=False)
             calls[node_id] = stub.GetNodeStats.future(request, timeout=self._timeout_s)
-        workers, silent = {}, []
-        for node_id, call in calls.items():
-            if call.exception() is None:  # waits
-                workers[node_id] = list(call.result().core_workers_stats)
-            else:
-                silent.append(node_id)
-        return workers, silent
+        return {
+            node_id: list(call.result().core_workers_stats)
+            for node_id, call in calls.items()
+            if call.exception() is None  # waits
+        }
 
     def _ask_tables(self, nodes: Sequence[Any], workers: Mapping[str, list[Any]]) -> Snapshot:
         """Read the GCS's other tables, all at once."""
@@ -201,7 +203,7 @@ class Watch:
                 self._lease_of_job[job_id] = lease_of_node[driver_node] or named_lease(job, lease_of_node)
         return Snapshot(
             lease_of_node=lease_of_node,
-            living_nodes=frozenset(_addresses(nodes)),
+            living_nodes=frozenset(node.node_id.hex() for node in nodes if node.state == _ALIVE),
             jobs=jobs,
             lease_of_job=dict(self._lease_of_job),
             actors={
@@ -215,12 +217,3 @@ class Watch:
             groups=tuple(groups_call.result().placement_group_table_data),
             workers=workers,
         )
-
-
-def _addresses(nodes: Sequence[Any]) -> dict[str, str]:
-    """Return where the raylets of the living nodes answer."""
-    return {
-        node.node_id.hex(): f"{node.node_manager_address}:{node.node_manager_port}"
-        for node in nodes
-        if node.state == _ALIVE
-    }

@@ -108,6 +108,9 @@ class LeaseScope:
             return Placed(self.force(work.selector), fallback)
         labels = self._labels_of_node(named)
         if labels is None or labels.get(LEASE_LABEL) == self.lease:
+            if work.affinity and work.affinity_is_soft:
+                # Ray drops a soft pin to a node that is dead, draining or too small, and looks everywhere.
+                return Placed(self.force(work.selector), fallback)
             # Ray's libraries pin helpers to the driver's node; an unknown node is Ray's to complain about.
             return Placed(work.selector, fallback)
         if work.affinity and work.affinity_is_soft:

@@ -1,0 +1,80 @@
+"""What the steward's actor brings up beside the loop, and that it does so whatever fails at first."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from cloudfarm.errors import FencedError, UnavailableError
+from cloudfarm.raylayer import steward_actor
+from cloudfarm.raylayer.serving import FRONT_DOOR, ServeClient
+from cloudfarm.testing.factories import make_revision, make_service
+
+DEPLOYMENT = SimpleNamespace(
+    service=make_service(), revision=make_revision(), model=SimpleNamespace(uri="m"), replicas=1
+)
+
+
+class Flaky:
+    """Fails so many times, then works."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.done = 0
+
+    def __call__(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("not yet")
+        self.done += 1
+
+    async def open(self) -> None:
+        self()
+
+
+@pytest.mark.parametrize(("door", "helpers"), [(0, 0), (2, 0), (0, 2), (1, 3)])
+async def test_front_door_and_helpers_are_each_tried_until_they_are_there(monkeypatch, caplog, door, helpers):
+    serving, shared = Flaky(door), Flaky(helpers)
+    monkeypatch.setattr(steward_actor, "create_shared_actors", shared)
+    await steward_actor._open(serving, pause_s=0)
+    assert (serving.done, shared.done) == (1, 1)
+    assert caplog.text.count("opening the front door failed and is tried again") == door
+    assert caplog.text.count("making the shared helpers failed and is tried again") == helpers
+
+
+async def test_helpers_are_made_while_the_front_door_cannot_be_opened(monkeypatch):
+    made = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(steward_actor, "create_shared_actors", lambda: loop.call_soon_threadsafe(made.set))
+    opening = asyncio.create_task(steward_actor._open(Flaky(10**9), pause_s=0.01))
+    await asyncio.wait_for(made.wait(), 10)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+
+
+async def test_a_steward_that_is_fenced_opens_nothing_more(monkeypatch):
+    async def fenced() -> None:
+        raise ExceptionGroup("both", [FencedError()])
+
+    monkeypatch.setattr(steward_actor, "create_shared_actors", lambda: None)
+    steward = SimpleNamespace(run=fenced, actor=SimpleNamespace(serving=Flaky(10**9)))
+    actor = object.__new__(steward_actor.StewardActor)
+    await actor.__init__(lambda: steward)  # as Ray does
+    await actor._running
+    assert actor._opening.cancelling()
+
+
+async def test_opening_takes_nothing_away_that_is_applied_meanwhile():
+    running = {}
+
+    async def request(method, _path, json=None, **_):
+        await asyncio.sleep(0)
+        if method == "PUT":
+            running.clear()
+            running.update({app["name"]: {"status": "RUNNING"} for app in json["applications"]})
+        return SimpleNamespace(json=lambda: {"applications": running})
+
+    serving = ServeClient(SimpleNamespace(request=request), "127.0.0.1", 8000, "/state")
+    await asyncio.gather(serving.open(), serving.apply([DEPLOYMENT]))
+    assert set(running) == {FRONT_DOOR, DEPLOYMENT.revision.app_name}
