@@ -1,10 +1,12 @@
 """Carrying out what was decided about jobs: in the store, and by Ray."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudfarm.domain.status import Event, JobStatus, transition
+from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Artifacts, Hosts, RayJobs, UnitOfWork
 from cloudfarm.steward import view as v
 from cloudfarm.steward.orders import Handler, Orders
@@ -106,6 +108,10 @@ class WorkloadOrders(Orders):
         seen = next(job for job in view.jobs if job.id == decision.job_id)
         lease = view.leases_by_id[seen.lease_id]
         await archive_log(seen, lease, self.hosts, self.artifacts, self.max_log_bytes, final=False)
+        # Its supervisor may still wait for a place in the lease: with the next segment's nodes it would get one, and
+        # two attempts write into one folder.
+        await self.check(epoch)
+        await self._stop(seen.ray_id)
 
         async def work(uow: UnitOfWork) -> None:
             job = await uow.jobs.get(decision.job_id)
@@ -117,3 +123,8 @@ class WorkloadOrders(Orders):
                 await uow.apply(transition(job, JobStatus.PENDING, now_ms=view.now_ms, message=message))
 
         await self.in_store(epoch, work)
+
+    async def _stop(self, ray_id: str) -> None:
+        """Stop what Ray has under an id, if it has anything."""
+        with suppress(NotFoundError):
+            await self.ray_jobs.stop(ray_id)
