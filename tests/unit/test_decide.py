@@ -152,7 +152,8 @@ def test_notice_comes_before_the_end_and_the_end_at_its_time() -> None:
     up = (host(node("l1-0")),)
     near = running(ends_ms=NOW + 29_000)
     assert decided(view(near, hosts=up)) == [v.NoticeLease("l1")]
-    assert decided(view(replace(near, noticed_ms=NOW), hosts=up)) == []
+    told = replace(near, noticed_ms=NOW)
+    assert decided(view(told, hosts=up)) == [v.DrainNode("l1", told.slices[0], NOW + 29_000)]
     (end,) = decided(view(replace(near, ends_ms=NOW), hosts=up))
     assert end.reason is EndReason.EXPIRED
 
@@ -162,7 +163,7 @@ def test_a_drained_node_that_goes_idle_is_not_lost() -> None:
         Slice("l1", index, "h0", (index,), 500, 2, GIB, node_id=f"ray-l1-{index}") for index in range(2)
     )
     near = running(ends_ms=NOW + 20_000, noticed_ms=NOW - 5_000, slices=pieces)
-    assert decided(view(near, hosts=(host(node("l1-1")),))) == []
+    assert decided(view(near, hosts=(host(node("l1-1")),))) == [v.DrainNode("l1", pieces[1], NOW + 20_000)]
     (end,) = decided(view(near, hosts=(host(node("l1-0", NodePhase.EXITED)),)))
     assert (end.reason, end.at_ms) == (EndReason.EXPIRED, NOW)
 

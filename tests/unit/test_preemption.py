@@ -1,6 +1,7 @@
 """What was promised comes back: the whole life of a preemption on a farm in memory."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,9 @@ from cloudfarm.domain.ledger import REFUND
 from cloudfarm.domain.quantities import GIB
 from cloudfarm.domain.quota import Amounts, Quota
 from cloudfarm.domain.status import JobStatus, LeaseStatus
+from cloudfarm.errors import UnavailableError
 from cloudfarm.scheduler.rules import Rules
+from cloudfarm.testing.fake_farm import FakeRayJobs
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
 
@@ -94,6 +97,55 @@ async def test_a_job_that_ends_in_its_notice(farm: MemoryFarm, ended: JobStatus)
     else:  # of the drain, as far as anybody can tell
         assert (job.status, job.attempt) == (JobStatus.PENDING, 1)
         assert job.ray_id not in farm.ray_jobs.jobs
+
+
+async def preempt(farm: MemoryFarm) -> None:
+    """Let the notice of the job's lease pass, which then waits anew."""
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 600_000)
+    await tick(farm, NOTICE_MS)
+
+
+async def test_an_attempt_that_never_got_its_place_does_not_run_beside_the_next_one(farm: MemoryFarm) -> None:
+    first = (await farm.job("train")).ray_id
+    farm.ray_jobs.jobs[first] = replace(farm.ray_jobs.jobs[first], status=JobStatus.PENDING)
+    await preempt(farm)
+    assert farm.ray_jobs.jobs[first].status is JobStatus.STOPPED
+    await farm.release("promised")
+    await tick(farm)
+    job = await farm.job("train")
+    assert (job.attempt, job.status) == (1, JobStatus.RUNNING)
+    assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.RUNNING
+
+
+async def test_a_job_that_ray_has_forgotten_waits_anew_all_the_same(farm: MemoryFarm) -> None:
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 600_000)
+    farm.clock.advance(NOTICE_MS)
+    await farm.step()  # the lease is ending
+    del farm.ray_jobs.jobs[(await farm.job("train")).ray_id]
+    await tick(farm)
+    job = await farm.job("train")
+    assert (job.status, job.attempt, job.submitted_ms) == (JobStatus.PENDING, 1, None)
+
+
+async def test_a_step_that_stops_an_attempt_and_cannot_store_it_is_done_again(
+    farm: MemoryFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, stopped = FakeRayJobs.stop, []
+
+    async def stop_unheard(ray_jobs: FakeRayJobs, ray_id: str) -> bool:
+        stopped.append(await stop(ray_jobs, ray_id))
+        if len(stopped) == 1:
+            raise UnavailableError("the answer is lost")
+        return stopped[-1]
+
+    monkeypatch.setattr(FakeRayJobs, "stop", stop_unheard)
+    await preempt(farm)
+    await tick(farm)
+    job = await farm.job("train")
+    assert stopped == [True, False]
+    assert (job.status, job.attempt, job.submitted_ms) == (JobStatus.PENDING, 1, None)
 
 
 async def test_an_owner_who_releases_a_preempted_lease_does_not_get_it_again(farm: MemoryFarm) -> None:

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 
 from cloudfarm.domain.ledger import LedgerEntry
-from cloudfarm.domain.status import LeaseStatus, Target
+from cloudfarm.domain.status import JobStatus, LeaseStatus, Target
+from cloudfarm.domain.workload import Job, RayJob
 from cloudfarm.errors import FencedError, UnavailableError
 from cloudfarm.steward import act
 from cloudfarm.steward.decide import decide
 from cloudfarm.steward.view import DeployServices, EndLease, Grant, KillNode, ReleaseLease, StartNode, Wait
-from cloudfarm.testing.fake_farm import FakeHosts
+from cloudfarm.steward.workload_orders import WorkloadOrders
+from cloudfarm.testing.fake_farm import FakeHosts, FakeRayJobs
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
 from cloudfarm.testing.memory_store import MemoryStore, MemoryUnitOfWork
@@ -262,3 +264,120 @@ async def test_a_slow_host_keeps_nothing_from_being_stored(farm, go) -> None:
     assert await carry_out(farm, decisions, view) == 1
     assert await statuses(farm, "l0", "l1") == [LeaseStatus.STARTING, LeaseStatus.STARTING]
     go.set()
+
+
+@pytest.fixture
+async def handing_over(farm, monkeypatch) -> tuple[Job, asyncio.Event]:
+    """A job that is being handed to Ray, in a lease that outlives it, and what ends the upload of its packages."""
+    submit, begun, uploaded = FakeRayJobs.submit, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: object, **how: object) -> None:
+        begun.set()
+        await uploaded.wait()
+        await submit(*args, **how)
+
+    monkeypatch.setattr(FakeRayJobs, "submit", slow)
+    await farm.request("l0", "1")
+    await farm.settle()
+    job = await farm.submit("j0", "l0", owns_lease=False)
+    farm.steward.actor.patience_s = 0.01
+    await farm.steward.step()
+    await begun.wait()
+    return job, uploaded
+
+
+async def change(farm: MemoryFarm, job_id: str, **changes: object) -> None:
+    async with farm.store.begin() as uow:
+        await uow.jobs.update(replace(await uow.jobs.get(job_id), **changes))
+        await uow.commit()
+
+
+async def test_a_job_that_is_stopped_while_it_is_handed_to_ray_does_not_go_on(farm, handing_over) -> None:
+    job, uploaded = handing_over
+    await change(farm, "j0", target=Target.END)
+    await farm.steward.step()
+    uploaded.set()
+    await farm.steward.actor.finish()
+    assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.STOPPED
+    await farm.settle()
+    assert (await farm.job("j0")).status is JobStatus.STOPPED
+    assert await statuses(farm, "l0") == [LeaseStatus.ACTIVE]
+
+
+@pytest.mark.parametrize("why", ["stopped", "deleted", "its lease is over"])
+async def test_what_a_steward_hands_over_that_has_been_replaced_is_stopped_too(
+    farm, handing_over, why
+) -> None:
+    job, uploaded = handing_over
+    old = farm.steward
+    if why == "its lease is over":
+        await farm.release("l0")
+    else:
+        await change(farm, "j0", target=Target.END)
+    farm.ray_jobs.down = True
+    await farm.crash()
+    await farm.settle()
+    farm.ray_jobs.down = False
+    await farm.settle()
+    assert (await farm.job("j0")).status.is_terminal  # Ray does not know it
+    if why == "deleted":
+        async with farm.store.begin() as uow:
+            await uow.jobs.delete("j0")
+            await uow.commit()
+    uploaded.set()
+    await old.actor.finish()
+    assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.STOPPED
+
+
+async def test_an_attempt_that_reaches_ray_after_it_was_given_up_is_stopped(farm, handing_over) -> None:
+    job, uploaded = handing_over
+    await change(farm, "j0", submitted_ms=None, attempt=1)
+    uploaded.set()
+    await farm.steward.actor.finish()
+    assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.STOPPED
+    await farm.settle()
+    again = await farm.job("j0")
+    assert (again.status, again.ray_id) == (JobStatus.RUNNING, f"{job.ray_id}.1")
+
+
+async def test_a_submission_that_fails_without_an_answer_leaves_nothing(
+    farm, handing_over, monkeypatch
+) -> None:
+    job, uploaded = handing_over
+    check = FakeRayJobs._check
+
+    def lose_the_answer(ray_jobs: FakeRayJobs) -> None:
+        check(ray_jobs)
+        if uploaded.is_set() and job.ray_id not in ray_jobs.jobs:
+            ray_jobs.jobs[job.ray_id] = RayJob(job.ray_id, JobStatus.RUNNING)
+            raise UnavailableError("no answer")
+
+    monkeypatch.setattr(FakeRayJobs, "_check", lose_the_answer)
+    await change(farm, "j0", submitted_ms=None, attempt=1)
+    uploaded.set()
+    await farm.steward.actor.finish()
+    assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.STOPPED
+
+
+async def test_a_steward_that_dies_as_it_hands_a_stopped_job_over_leaves_it_to_the_next(
+    farm, handing_over, monkeypatch
+) -> None:
+    job, uploaded = handing_over
+    await change(farm, "j0", target=Target.END)
+    await farm.steward.step()
+    assert (
+        await farm.job("j0")
+    ).status is JobStatus.PENDING  # not over: the next steward would not look for it
+
+    async def die(*_args: object) -> None:
+        raise FencedError("dead")
+
+    monkeypatch.setattr(WorkloadOrders, "_stop_unwanted", die)
+    uploaded.set()
+    with pytest.raises(FencedError, match="dead"):
+        await farm.steward.actor.finish()
+    assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.RUNNING
+    await farm.crash()
+    await farm.settle()
+    assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.STOPPED
+    assert (await farm.job("j0")).status is JobStatus.STOPPED

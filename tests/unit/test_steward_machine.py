@@ -155,7 +155,8 @@ class FarmMachine(RuleBasedStateMachine):
         running = {name for _, name in self.farm.hosts.nodes}
         assert running <= owned
         for lease in leases:
-            if lease.status is LeaseStatus.ACTIVE and lease.noticed_ms is None:  # else idle nodes may go
+            if lease.status is LeaseStatus.ACTIVE:
+                assert lease.noticed_ms is None  # else its nodes were drained, whatever failed, and are idle
                 assert {piece.name for piece in lease.slices} <= running
 
     @invariant()

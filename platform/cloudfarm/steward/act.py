@@ -162,4 +162,6 @@ def _key(decision: v.Decision) -> _Key:
     """Return what two decisions share that must not be carried out at the same time."""
     name = next((getattr(decision, name) for name in _NAMES if hasattr(decision, name)), "")
     piece = getattr(decision, "slice", None)
-    return type(decision), name, piece.name if piece is not None else ""
+    # No job is closed while it is being handed to Ray: if the steward died then, nobody would stop its driver.
+    kind = v.UpdateJob if isinstance(decision, v.SubmitJob) else type(decision)
+    return kind, name, piece.name if piece is not None else ""

@@ -1,9 +1,8 @@
 """Carrying out what was decided about leases and needs the hosts; what does not is in ``changes.py``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.quantities import GIB
 from cloudfarm.domain.status import Event
 from cloudfarm.ports import Artifacts, Hosts, UnitOfWork
@@ -14,10 +13,12 @@ from cloudfarm.steward.placing import node_env, node_labels
 
 @dataclass(frozen=True, slots=True)
 class LeaseOrders(Orders):
-    """Starts, notices, preemptions and kills of lease nodes."""
+    """Notices and preemptions of leases; starts, drains and kills of their nodes."""
 
     hosts: Hosts
     artifacts: Artifacts
+    _drained: dict[str, int] = field(default_factory=dict)
+    """By Ray's id of the node: the deadline. Ray takes a drain twice, but tells everybody anew."""
 
     def handlers(self) -> Mapping[type, Handler]:
         """Return what carries out each kind of decision."""
@@ -25,6 +26,7 @@ class LeaseOrders(Orders):
             v.StartNode: self._start_node,
             v.NoticeLease: self._notice,
             v.Preempt: self._preempt,
+            v.DrainNode: self._drain,
             v.KillNode: self._kill,
         }
 
@@ -38,16 +40,17 @@ class LeaseOrders(Orders):
             env=node_env(lease, self.artifacts),
         )
 
+    # What is drained and not known to have been told would count as lost, and another be preempted in its stead: so
+    # the store has it first, and only what it has is drained, by one of the next steps, until that has succeeded.
+
     async def _notice(self, decision: v.NoticeLease, view: v.FarmView, epoch: int) -> None:
         lease = view.leases_by_id[decision.lease_id]
-        deadline_ms = lease.ends_ms or view.now_ms
-        left_s = max(0, deadline_ms - view.now_ms) // 1000
+        left_s = max(0, (lease.ends_ms or view.now_ms) - view.now_ms) // 1000
         message = f"its time ends in {left_s} s; its lease nodes are being drained"
-        await self._drain(lease, deadline_ms, epoch, message)
 
         async def work(uow: UnitOfWork) -> None:
-            fresh = await uow.leases.get(lease.id)
-            await uow.leases.update(replace(fresh, noticed_ms=view.now_ms, message=message))
+            # As it was seen: one that was extended meanwhile is stale, and its time does not end yet.
+            await uow.leases.update(replace(lease, noticed_ms=view.now_ms, message=message))
             await uow.events.append(
                 Event(view.now_ms, "lease.notice", lease.id, lease.tenant, "steward", message)
             )
@@ -69,20 +72,23 @@ class LeaseOrders(Orders):
                 Event(view.now_ms, "lease.preempted", lease.id, lease.tenant, "steward", message)
             )
 
-        # The store first: what is drained and not known as preempted would count as lost, and another be chosen.
         await self.in_store(epoch, work)
-        await self._drain(lease, decision.deadline_ms, epoch, message)
 
-    async def _drain(self, lease: Lease, deadline_ms: int, epoch: int, message: str) -> None:
-        for piece in lease.slices:
-            if piece.node_id is not None:
-                await self.hosts.drain_node(
-                    piece.host,
-                    piece.node_id,
-                    deadline_ms=deadline_ms,
-                    epoch=epoch,
-                    message=f"lease {lease.id}: {message}",
-                )
+    async def _drain(self, decision: v.DrainNode, view: v.FarmView, epoch: int) -> bool:
+        lease, piece = view.leases_by_id[decision.lease_id], decision.slice
+        if piece.node_id is None or self._drained.get(piece.node_id) == decision.deadline_ms:
+            return False
+        await self.hosts.drain_node(
+            piece.host,
+            piece.node_id,
+            deadline_ms=decision.deadline_ms,
+            epoch=epoch,
+            message=f"lease {lease.id}: {lease.message}",
+        )
+        for node_id in [each for each, deadline_ms in self._drained.items() if deadline_ms < view.now_ms]:
+            del self._drained[node_id]  # it has ended
+        self._drained[piece.node_id] = decision.deadline_ms
+        return True
 
     async def _kill(self, decision: v.KillNode, view: v.FarmView, epoch: int) -> None:
         if decision.leaked_ms is not None:

@@ -8,6 +8,7 @@ from cloudfarm.domain.status import EndReason, LeaseStatus, Target
 from cloudfarm.steward.view import (
     ActivateLease,
     Decision,
+    DrainNode,
     EndLease,
     FarmView,
     FinishLease,
@@ -103,9 +104,11 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
     end, unheard = _end_of_nodes(lease, view, ground)
     if end is not None:
         yield end
-    elif unheard:
+        return
+    yield from _drains(lease, now_ms, ground)
+    if unheard:
         return  # what has become of its nodes decides how it ends, and until when it is charged
-    elif lease.ends_ms is not None and now_ms >= lease.ends_ms:
+    if lease.ends_ms is not None and now_ms >= lease.ends_ms:
         yield EndLease(lease.id, EndReason.EXPIRED, "its time is over", now_ms)
     elif lease.preempted_ms is not None:
         if now_ms >= lease.preempted_ms:
@@ -114,6 +117,19 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
         lease.ends_ms is not None and lease.noticed_ms is None and now_ms >= lease.ends_ms - policy.notice_ms
     ):
         yield NoticeLease(lease.id)
+
+
+def _drains(lease: Lease, now_ms: int, ground: Ground) -> Iterator[Decision]:
+    """Yield a drain for every lease node of a lease that has been told to go: a host may have refused the last one."""
+    deadline_ms = lease.preempted_ms
+    if deadline_ms is None and lease.noticed_ms is not None:
+        deadline_ms = lease.ends_ms
+    if deadline_ms is None or now_ms >= deadline_ms:
+        return
+    for piece in lease.slices:
+        node = ground.node(piece)
+        if node is not None and node.phase is NodePhase.UP:
+            yield DrainNode(lease.id, piece, deadline_ms)
 
 
 def _end_of_nodes(lease: Lease, view: FarmView, ground: Ground) -> tuple[EndLease | None, bool]:

@@ -129,14 +129,14 @@ class ActivateLease:
 
 @dataclass(frozen=True, slots=True)
 class NoticeLease:
-    """Tell the owner that the time limit is near, and drain the lease nodes."""
+    """Tell the owner that the time limit is near; its nodes are drained from then on."""
 
     lease_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """Tell a lease that it has to be gone by the deadline, drain its nodes, and let it wait anew afterwards."""
+    """Tell a lease that it has to be gone by the deadline, from then on drain its nodes, and let it wait anew."""
 
     lease_id: str
     for_lease_id: str
@@ -144,6 +144,15 @@ class Preempt:
     message: str
     room: tuple[Slice, ...] = ()
     """Where it goes on at once, if it is only moved: kept with the lease, so that it gets that room and no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainNode:
+    """Let the lease node of a slice be drained, unless it is already: its lease has been told to be gone by then."""
+
+    lease_id: str
+    slice: Slice
+    deadline_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +306,7 @@ Decision = (
     | ActivateLease
     | NoticeLease
     | Preempt
+    | DrainNode
     | EndLease
     | KillNode
     | FinishLease

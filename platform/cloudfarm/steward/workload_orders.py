@@ -1,10 +1,13 @@
 """Carrying out what was decided about jobs: in the store, and by Ray."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cloudfarm.domain.status import Event, JobStatus, transition
+from cloudfarm.domain.status import Event, JobStatus, Target, transition
+from cloudfarm.domain.workload import Job
+from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Artifacts, Hosts, RayJobs, UnitOfWork
 from cloudfarm.steward import view as v
 from cloudfarm.steward.orders import Handler, Orders
@@ -42,7 +45,28 @@ class WorkloadOrders(Orders):
             "CLOUDFARM_JOB": job.id,
             "CLOUDFARM_MODEL_OUTBOX": self.artifacts.uri("tenants", job.tenant, "outbox", job.id),
         }
-        await self.ray_jobs.submit(job, env=env, label_selector={"lease": lease.id})
+        try:
+            await self.ray_jobs.submit(job, env=env, label_selector={"lease": lease.id})
+        finally:  # what failed without an answer may have been taken
+            await self._stop_unwanted(job)
+
+    async def _stop_unwanted(self, job: Job) -> None:
+        """Stop what was handed to Ray and is not wanted any more: its packages took their time.
+
+        An older steward may do so, too: what is over or tried anew by the store will never be wanted again.
+        """
+        async with self.store.begin(write=False) as uow:
+            try:
+                now = await uow.jobs.get(job.id)
+            except NotFoundError:  # it was over, and its tenant has deleted it
+                now = None
+        if (
+            now is None
+            or now.status.is_terminal
+            or now.target is Target.END
+            or now.ray_id != job.ray_id  # preempted meanwhile
+        ):
+            await self._stop(job.ray_id)
 
     async def _stop_job(self, decision: v.StopJob, view: v.FarmView, epoch: int) -> bool:
         await self.check(epoch)
@@ -106,6 +130,10 @@ class WorkloadOrders(Orders):
         seen = next(job for job in view.jobs if job.id == decision.job_id)
         lease = view.leases_by_id[seen.lease_id]
         await archive_log(seen, lease, self.hosts, self.artifacts, self.max_log_bytes, final=False)
+        # Its supervisor may still wait for a place in the lease: with the next segment's nodes it would get one, and
+        # two attempts write into one folder.
+        await self.check(epoch)
+        await self._stop(seen.ray_id)
 
         async def work(uow: UnitOfWork) -> None:
             job = await uow.jobs.get(decision.job_id)
@@ -117,3 +145,8 @@ class WorkloadOrders(Orders):
                 await uow.apply(transition(job, JobStatus.PENDING, now_ms=view.now_ms, message=message))
 
         await self.in_store(epoch, work)
+
+    async def _stop(self, ray_id: str) -> None:
+        """Stop what Ray has under an id, if it has anything."""
+        with suppress(NotFoundError):
+            await self.ray_jobs.stop(ray_id)

@@ -70,7 +70,8 @@ def _is_preempted(job: Job, lease: Lease | None, ray: RayJob | None) -> bool:
         return False
     if lease.status is LeaseStatus.ACTIVE:
         return lease.preempted_ms is not None and ray is not None and ray.status is JobStatus.FAILED
-    finished = ray is not None and ray.status in (JobStatus.SUCCEEDED, JobStatus.STOPPED)
+    # One that was stopped, and not by its owner, was stopped to be run again, by a step that could not store that.
+    finished = ray is not None and ray.status is JobStatus.SUCCEEDED
     return lease.status is LeaseStatus.ENDING and _waits_anew(lease) and not finished
 
 
