@@ -64,6 +64,9 @@ class Engine:
         yield Piece(prompt_tokens=len(texts))
         yield Embeddings(tuple((float(len(text)),) for text in texts), len(texts))
 
+    async def answer(self, payload):
+        yield {"echo": payload}
+
     async def busy(self):
         return self.under_way
 
@@ -108,6 +111,7 @@ async def main():
     await asyncio.wait([waiting])
     seen["cancelled"] = waiting.cancelled()
     seen["idle after it was cancelled"] = await idle()
+    seen["call"] = await inference.call("kaist.talk", {"a": 1}, timeout_s=10)
     told = []
     seen["embed"] = (await inference.embed("kaist.talk", ["ab", "c"], told.append)).vectors
     seen["embed told"] = [piece.prompt_tokens for piece in told]
@@ -203,6 +207,10 @@ def test_a_replica_that_fails_is_an_error_for_the_caller_and_shows_nothing(seen,
     assert before == pieces[: len(before)]
     assert found == code
     assert "inside" not in detail
+
+
+def test_a_call_is_answered(seen):
+    assert seen["call"] == {"echo": {"a": 1}}
 
 
 def test_long_answers_are_spread_over_the_replicas(seen):

@@ -60,7 +60,7 @@ def service(tmp_path):
 
 
 def ask(service, payload):
-    answer = asyncio.run(service.handle(payload))
+    answer = asyncio.run(anext(service.answer(payload)))
     return json.loads(json.dumps(answer))  # plain JSON, whatever happens
 
 

@@ -5,12 +5,11 @@ that crosses a Serve handle arrives as a ``RayTaskError`` with a traceback.
 """
 
 import asyncio
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +17,13 @@ import transformers
 
 from cloudfarm.domain.bundles import CAUSAL_LM
 from cloudfarm.domain.generation import Generation, Piece, Refusal
-from cloudfarm.errors import CloudfarmError, NotFoundError, UnavailableError
+from cloudfarm.errors import NotFoundError
 from cloudfarm.inference.adapters import Adapters
 from cloudfarm.inference.asked import Prompts, check_sampling
 from cloudfarm.inference.engine import EngineName, open_engine
+from cloudfarm.inference.plain_errors import told_plainly
 from cloudfarm.training.bundle import BundleError, Manifest
 from cloudfarm.training.hf_folder import CausalLmSpec, fetch_bundle
-
-log = logging.getLogger(__name__)
 
 SHORT = 4000
 """Characters that are put into tokens before another thread would have begun to."""
@@ -137,22 +135,6 @@ class CompletionsReplica(Completions):
         if hasattr(self, "_prompts"):  # it was opened, and not closed yet
             del self._prompts
             self.close()
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Raise an error that the front door knows instead of a library's: unpickling one imports the library there.
-
-    Raises:
-        UnavailableError: for any other error than the farm's own.
-    """
-    try:
-        yield
-    except CloudfarmError:
-        raise
-    except Exception as failure:
-        log.exception("a request failed")
-        raise UnavailableError(f"{type(failure).__name__}: {failure}") from None
 
 
 def scratch_folder() -> Path:

@@ -15,7 +15,8 @@ import transformers
 
 from cloudfarm.domain.bundles import TEXT_EMBEDDING
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
-from cloudfarm.inference.completions import card, fetch_model, scratch_folder, told_plainly
+from cloudfarm.inference.completions import card, fetch_model, scratch_folder
+from cloudfarm.inference.plain_errors import told_plainly
 from cloudfarm.training.bundle import BundleError
 from cloudfarm.training.hf_folder import EmbeddingSpec
 

@@ -37,8 +37,10 @@ class ServeInference:
             UnavailableError: if no replica answers in time.
         """
         with self._told(app_name):
-            handle = await self._handles.get(app_name, "handle", {"method_name": "handle"})
-            answer = await _answered(handle.remote(dict(payload)), timeout_s)
+            handle = await self._stream(app_name, "answer")
+            answer = await _last(handle.remote(dict(payload)), timeout_s)
+        if answer is None:
+            raise UnavailableError(f"service {service_of(app_name)} did not answer")
         if "error" in answer:
             raise InvalidInputError(str(answer["error"].get("detail", "the service refused the input")))
         return dict(answer)
@@ -56,7 +58,7 @@ class ServeInference:
         async with self._mailboxes.one(made) as mailbox:
             with self._told(app_name):
                 handle = await self._stream(app_name, "post")
-                call = asyncio.create_task(_last(handle.remote(request, mailbox.courier), made))
+                call = asyncio.create_task(_last(handle.remote(request, mailbox.courier)))
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
             call.add_done_callback(mailbox.answered)
@@ -77,16 +79,16 @@ class ServeInference:
         """Return the texts' vectors; raises as :meth:`generate`."""
         with self._told(app_name):
             handle = await self._stream(app_name, "embed")
-            found = await _last(handle.remote(list(texts)), made, EMBED_TIMEOUT_S)
+            found = await _last(handle.remote(list(texts)), EMBED_TIMEOUT_S, made)
         if isinstance(found, Embeddings):
             return found
         raise _refused(app_name, found)
 
     async def _stream(self, app_name: str, method: str) -> Any:
-        """Return the handle of a method that may take long.
+        """Return the handle of a method.
 
-        As a stream, also where hardly anything is streamed: of any other call Serve learns only when it has ended that
-        a replica has taken it, and would send all that come meanwhile to the replica that seemed free when it began.
+        All of them are streams, also where hardly anything is streamed: of a plain call Serve learns only at its end
+        that a replica has taken it, and sends all that come meanwhile to the replica that seemed free when it began.
         """
         return await self._handles.get(app_name, method, {"method_name": method, "stream": True})
 
@@ -95,23 +97,15 @@ class ServeInference:
         return self._handles.told(app_name, Exception)
 
 
-async def _answered(response: Any, timeout_s: float) -> Any:
-    """Return an answer that is one; whoever stops waiting for it stops the replica's work."""
-    async with asyncio.timeout(timeout_s):
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-
-
-async def _last(response: Any, made: Callable[[Piece], None], timeout_s: float | None = None) -> Any:
+async def _last(
+    response: Any, timeout_s: float | None = None, made: Callable[[Piece], None] | None = None
+) -> Any:
     """Return what a replica sends last, and tell of the pieces before; whoever stops waiting stops its work."""
     last = None
     async with asyncio.timeout(timeout_s):
         try:
             async for last in response:
-                if isinstance(last, Piece):
+                if isinstance(last, Piece) and made is not None:
                     made(last)
         except asyncio.CancelledError:
             response.cancel()
