@@ -118,6 +118,22 @@ async def test_an_attempt_that_never_got_its_place_does_not_run_beside_the_next_
     assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.RUNNING
 
 
+async def test_an_attempt_that_ray_hears_of_after_it_was_stopped_does_not_run_beside_the_next_one(
+    farm: MemoryFarm,
+) -> None:
+    first = (await farm.job("train")).ray_id
+    handed_over = replace(
+        farm.ray_jobs.jobs.pop(first), status=JobStatus.PENDING
+    )  # by a steward that has died
+    await preempt(farm)
+    farm.ray_jobs.jobs[first] = handed_over
+    await farm.release("promised")
+    await tick(farm)
+    job = await farm.job("train")
+    assert (job.attempt, job.status) == (1, JobStatus.RUNNING)
+    assert farm.ray_jobs.jobs[first].status is JobStatus.STOPPED
+
+
 async def test_a_job_that_ray_has_forgotten_waits_anew_all_the_same(farm: MemoryFarm) -> None:
     await farm.request("promised", "2x1", tenant="b")
     await tick(farm, 600_000)

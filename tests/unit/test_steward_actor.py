@@ -53,16 +53,47 @@ async def test_helpers_are_made_while_the_front_door_cannot_be_opened(monkeypatc
         await opening
 
 
+async def run_actor(steward) -> None:
+    actor = object.__new__(steward_actor.StewardActor)
+    await actor.__init__(lambda: steward)  # as Ray does
+    await asyncio.wait_for(actor._running, 10)
+
+
 async def test_a_steward_that_is_fenced_opens_nothing_more(monkeypatch):
+    opening = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def open_for_ever() -> None:
+        opening.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
     async def fenced() -> None:
+        await opening.wait()
         raise ExceptionGroup("both", [FencedError()])
 
     monkeypatch.setattr(steward_actor, "create_shared_actors", lambda: None)
-    steward = SimpleNamespace(run=fenced, actor=SimpleNamespace(serving=Flaky(10**9)))
-    actor = object.__new__(steward_actor.StewardActor)
-    await actor.__init__(lambda: steward)  # as Ray does
-    await actor._running
-    assert actor._opening.cancelling()
+    monkeypatch.setattr(steward_actor.os, "_exit", lambda _: pytest.fail("ended as if it had failed"))
+    await run_actor(
+        SimpleNamespace(run=fenced, actor=SimpleNamespace(serving=SimpleNamespace(open=open_for_ever)))
+    )
+    assert ended.is_set()
+
+
+async def test_a_mistake_of_our_own_while_opening_starts_the_steward_again(monkeypatch, caplog):
+    async def mistaken() -> None:
+        raise TypeError("one argument too many")
+
+    exits = []
+    monkeypatch.setattr(steward_actor, "create_shared_actors", lambda: None)
+    monkeypatch.setattr(steward_actor.os, "_exit", exits.append)
+    monkeypatch.setattr(steward_actor.logging, "shutdown", lambda: None)
+    serving = SimpleNamespace(open=mistaken)
+    await run_actor(SimpleNamespace(run=asyncio.Event().wait, actor=SimpleNamespace(serving=serving)))
+    assert exits == [1]
+    assert "one argument too many" in caplog.text
 
 
 async def test_opening_takes_nothing_away_that_is_applied_meanwhile():

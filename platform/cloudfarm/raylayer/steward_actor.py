@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cloudfarm.domain.load import LoadReport
-from cloudfarm.errors import FencedError
+from cloudfarm.errors import CloudfarmError, FencedError
 from cloudfarm.ports import Serving
 from cloudfarm.raylayer.hosts import NAMESPACE
 from cloudfarm.raylayer.shared_actors import create_shared_actors
@@ -32,7 +33,6 @@ class StewardActor:
         )
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at the dashboard
         self._steward = build()
-        self._opening = asyncio.create_task(_open(self._steward.actor.serving))
         self._running = asyncio.create_task(self._run())
 
     async def nudge(self) -> None:
@@ -45,9 +45,10 @@ class StewardActor:
 
     async def _run(self) -> None:
         try:
-            await self._steward.run()
-        except* FencedError:
-            self._opening.cancel()  # the newer one opens the farm
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._steward.run())
+                both.create_task(_open(self._steward.actor.serving))
+        except* FencedError:  # the newer one opens the farm, too
             log.warning("a newer steward has taken over; this one ends")
         except* Exception:
             # Nothing can be assumed of what is half done: a fresh process starts from the store and the hosts.
@@ -71,7 +72,7 @@ async def _until_done(what: str, act: Callable[[], Awaitable[object]], pause_s: 
     while True:
         try:
             await act()
-        except Exception:
+        except (CloudfarmError, RayError):
             log.warning("%s failed and is tried again", what, exc_info=True)
         else:
             return
@@ -116,6 +117,6 @@ class ActorNudge:
             if self._actor is None:
                 self._actor = ray.get_actor(NAME, namespace=NAMESPACE)
             getattr(self._actor, method).remote(*args)
-        except (ValueError, ray.exceptions.RayError) as error:
+        except (ValueError, RayError) as error:
             self._actor = None
             log.warning("the steward cannot be told: %s", error)

@@ -45,6 +45,10 @@ class WorkloadOrders(Orders):
             "CLOUDFARM_JOB": job.id,
             "CLOUDFARM_MODEL_OUTBOX": self.artifacts.uri("tenants", job.tenant, "outbox", job.id),
         }
+        if (
+            job.attempt
+        ):  # a steward that died as it handed the one before over may have been heard after that was stopped
+            await self._stop(replace(job, attempt=job.attempt - 1).ray_id)
         try:
             await self.ray_jobs.submit(job, env=env, label_selector={"lease": lease.id})
         finally:  # what failed without an answer may have been taken
