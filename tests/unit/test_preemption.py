@@ -215,6 +215,25 @@ async def test_what_was_saved_is_not_refunded_and_its_time_is_used_up(farm: Memo
     assert lease.ask.duration_ms - waits.ask.duration_ms == 500_000
 
 
+async def test_what_a_service_has_answered_is_not_refunded() -> None:
+    farm = MemoryFarm(rules=RULES, quotas=QUOTAS)
+    farm.hosts.busy = {"h0", "h1"}
+    await farm.begin()
+    await farm.request("own", "2x1", hours=10)
+    await farm.settle()
+    farm.clock.advance(1000)
+    await farm.deploy("chat", milli_gpus=2000)
+    await farm.settle()
+    [borrowed] = await farm.leases_of("r-chat-1")
+    await farm.request("promised", "2x1", tenant="b")
+    await tick(farm, 600_000)
+    await tick(farm, NOTICE_MS)
+    assert (await farm.lease("promised")).status is LeaseStatus.ACTIVE
+    async with farm.store.begin(write=False) as uow:
+        [charged] = await uow.ledger.list(lease_id=borrowed.id)
+    assert charged.milli_gpu_seconds == 2000 * 660
+
+
 async def test_a_job_that_is_moved_goes_on_elsewhere_at_once_and_is_refunded() -> None:
     farm = MemoryFarm(rules=Rules(min_run_ms=600_000, preempt_notice_ms=NOTICE_MS, moves=1))
     farm.hosts.busy = {"h0", "h1"}

@@ -7,12 +7,6 @@ import pytest
 
 from cloudfarm.errors import FencedError, UnavailableError
 from cloudfarm.raylayer import steward_actor
-from cloudfarm.raylayer.serving import FRONT_DOOR, ServeClient
-from cloudfarm.testing.factories import make_revision, make_service
-
-DEPLOYMENT = SimpleNamespace(
-    service=make_service(), revision=make_revision(), model=SimpleNamespace(uri="m"), replicas=1
-)
 
 
 class Flaky:
@@ -94,18 +88,3 @@ async def test_a_mistake_of_our_own_while_opening_starts_the_steward_again(monke
     await run_actor(SimpleNamespace(run=asyncio.Event().wait, actor=SimpleNamespace(serving=serving)))
     assert exits == [1]
     assert "one argument too many" in caplog.text
-
-
-async def test_opening_takes_nothing_away_that_is_applied_meanwhile():
-    running = {}
-
-    async def request(method, _path, json=None, **_):
-        await asyncio.sleep(0)
-        if method == "PUT":
-            running.clear()
-            running.update({app["name"]: {"status": "RUNNING"} for app in json["applications"]})
-        return SimpleNamespace(json=lambda: {"applications": running})
-
-    serving = ServeClient(SimpleNamespace(request=request), "127.0.0.1", 8000, "/state")
-    await asyncio.gather(serving.open(), serving.apply([DEPLOYMENT]))
-    assert set(running) == {FRONT_DOOR, DEPLOYMENT.revision.app_name}

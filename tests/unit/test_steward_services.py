@@ -8,11 +8,11 @@ import pytest
 
 from cloudfarm.domain.lease import Lease, LeaseKind, Slice
 from cloudfarm.domain.load import Load, LoadReport
-from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, ServiceStatus
+from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, ServiceStatus, Target
 from cloudfarm.domain.workload import Replica, Revision, ServeApp
 from cloudfarm.steward.decide import decide
 from cloudfarm.steward.services import LEAVE_MS, services
-from cloudfarm.steward.view import FarmView, ReleaseLease
+from cloudfarm.steward.view import EndRevision, FarmView, ReleaseLease
 from cloudfarm.testing.factories import make_lease, make_revision, make_service
 from cloudfarm.testing.fake_serving import FRONT_DOOR
 from cloudfarm.testing.farm import MemoryFarm
@@ -377,6 +377,19 @@ async def test_requests_to_what_falls_asleep_stop_coming_when_that_is_stored(far
     await farm.steward.actor.carry_out(farm_decisions(farm, view), view, farm.steward.epoch)
     idle = await revision(farm)
     assert (idle.status, idle.left_ms) == (RevisionStatus.IDLE, farm.clock.now_ms())
+
+
+async def test_what_has_taken_over_is_not_ended_by_what_was_decided_before(farm) -> None:
+    await farm.deploy("wind")
+    await farm.settle()
+    await farm.deploy("wind")
+    view = await farm.steward.observer.look(farm.steward.epoch)
+    await pass_time(farm)
+    assert (await farm.service(WIND)).current_id == "r-wind-2"
+    late = [EndRevision("r-wind-2", "does not run: no such model")]
+    await farm.steward.actor.carry_out(late, view, farm.steward.epoch)
+    await farm.steward.actor.finish()
+    assert (await revision(farm, "r-wind-2")).target is Target.RUN
 
 
 async def test_what_is_to_take_over_stays_awake(farm) -> None:

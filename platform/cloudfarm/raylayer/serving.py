@@ -47,13 +47,15 @@ class ServeClient:
             "import_path": "services.front_door:app",
             "args": {"state_dir": state_dir},
         }
-        self._applied = ""
+        self._wanted = ""
+        """What Serve was last told, or was to be told."""
+        self._is_told = False
         self._lock = asyncio.Lock()
 
     async def open(self) -> None:
         """Make Serve run the front door if it runs nothing yet."""
         async with self._lock:  # what is applied between the look and the order would be taken away again
-            if not await self.apps():
+            if not await self._look():
                 await self._tell([])
 
     async def apply(self, deployments: Sequence[Deployment]) -> None:
@@ -65,9 +67,14 @@ class ServeClient:
         apps = [self._front_door, *(_application(each) for each in deployments)]
         config = {**self._frame, "applications": apps}
         text = json.dumps(config, sort_keys=True)
-        if text != self._applied:
-            await self._http.request("PUT", _PATH, json=config, timeout=120.0)
-            self._applied = text
+        if text != self._wanted or not self._is_told:
+            self._wanted = text
+            await self._send()
+
+    async def _send(self) -> None:
+        self._is_told = False  # until there is an answer it may have been heard or not
+        await self._http.request("PUT", _PATH, json=json.loads(self._wanted), timeout=120.0)
+        self._is_told = True
 
     async def remove(self, names: Sequence[str]) -> None:
         """Delete applications that are not in the configuration; Serve's HTTP API deletes all or none."""
@@ -82,7 +89,21 @@ class ServeClient:
             raise UnavailableError(f"Serve does not answer: {error}") from error
 
     async def apps(self) -> Mapping[str, ServeApp]:
-        """Return every application by name."""
+        """Return every application by name.
+
+        Raises:
+            UnavailableError: if Serve does not even run the front door; it is told everything once more.
+        """
+        found = await self._look()
+        if FRONT_DOOR in found or not self._wanted:
+            return found
+        async with self._lock:
+            # Unless it was about to be told: it has lost all, or the dashboard, which then says the same, has lost it.
+            if FRONT_DOOR not in await self._look():
+                await self._send()
+        raise UnavailableError("Serve ran nothing, and has been told again what to run")
+
+    async def _look(self) -> Mapping[str, ServeApp]:
         details = (await self._http.request("GET", _PATH)).json()
         return {name: _seen(name, app) for name, app in details.get("applications", {}).items()}
 

@@ -113,6 +113,8 @@ class ServiceOrders(Orders):
         async def work(uow: UnitOfWork) -> None:
             revision = await uow.revisions.get(decision.revision_id)
             service = await uow.services.get(revision.service_id)
+            if service.current_id == revision.id and Target.RUN is service.target:
+                return  # it has been promoted since that was decided
             message = f"revision {revision.number} {decision.message}"
             await uow.revisions.update(revision.leave(self.clock.now_ms(), decision.message))
             if service.current_id != revision.id:
