@@ -19,6 +19,7 @@ from cloudfarm.domain.lease import Slice
 from cloudfarm.domain.quantities import GIB
 from cloudfarm.ports import Hosts
 from cloudfarm.raylayer.farm import LocalFarm
+from cloudfarm.raylayer.launcher import NodeLauncher, procs
 from cloudfarm.raylayer.paths import read_or_make_secret
 from cloudfarm.settings import Settings
 from cloudfarm.steward.placing import node_labels
@@ -123,6 +124,13 @@ class BareFarm:
 
     def port(self, name: str) -> Any:
         return RemotePort(self.connected, name)
+
+    def signal_node(self, name: str, number: int) -> None:
+        """Send a signal to the processes of a lease node."""
+        launcher = NodeLauncher(self.local.paths.host_dir(HOST))
+        (first,) = [record.pid for record in launcher.records() if record.name == name]
+        for pid in procs.descendants([first], procs.snapshot()):
+            os.kill(pid, number)
 
     def start(self) -> None:
         paths = self.local.paths

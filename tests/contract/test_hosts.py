@@ -1,5 +1,7 @@
 """The port Hosts: the fake, and the agent of a host on a running farm."""
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,8 +11,10 @@ from cloudfarm.domain.lease import Grade, Slice
 from cloudfarm.domain.quantities import GIB
 from cloudfarm.errors import FencedError, HostError, NotFoundError
 from cloudfarm.ports import Hosts
+from cloudfarm.raylayer.hosts import THREADS
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.fake_farm import FakeHosts, make_host
+from tests.processes import eventually
 
 from .bare_farm import CPUS, EPOCHS, HOST, node, node_in
 
@@ -131,3 +135,25 @@ async def test_a_node_that_cannot_start_has_exited_with_a_reason_until_it_is_kil
         assert exited.reason
         await hosts.kill_node(HOST, PIECE.name, epoch=epoch)
         assert await node(hosts, PIECE.name) is None
+
+
+async def test_a_host_is_seen_while_many_calls_wait_for_its_nodes(farm, hosts, epoch):
+    async def held_back() -> bool:
+        await hosts.start_node(PIECE, epoch=epoch, **ORDER)
+        if farm is None:
+            return True
+        farm.signal_node(PIECE.name, signal.SIGSTOP)
+        if (await node(hosts, PIECE.name)).phase is NodePhase.STARTING:
+            return True
+        await hosts.kill_node(HOST, PIECE.name, epoch=epoch)  # it was up already
+        return False
+
+    await eventually(held_back, "a node to be stopped before it is up")
+    async with asyncio.timeout(30):
+        for _ in range(2 * THREADS):  # each waits for the node to be up
+            await hosts.start_node(PIECE, epoch=epoch, **ORDER)
+        (host,) = await hosts.observe()
+    assert host.reachable
+    if farm is not None:
+        farm.signal_node(PIECE.name, signal.SIGCONT)
+    await node_in(hosts, PIECE.name, NodePhase.UP)

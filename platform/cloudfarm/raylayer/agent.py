@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import ray
+
 from cloudfarm.domain.host import Host, NodeMeter, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Slice
 from cloudfarm.errors import FencedError, HostError, NotFoundError
@@ -34,6 +36,8 @@ NAMESPACES: Mapping[str, Sequence[Namespace]] = {
 }
 """Kinds of namespaces to try for each value of the setting ``isolation``, best first."""
 GOODBYE_S = 2.0
+WAITING = "waiting"
+"""The threads of calls that wait for nodes: many starts at once must not keep the steward from seeing the host."""
 _MIB = 1024**2
 
 
@@ -160,8 +164,11 @@ class HostAgent:
             except LauncherError as error:
                 raise HostError(f"{self._config.id}: {error}") from error
 
+    @ray.method(concurrency_group=WAITING)
     def wait_up(self, name: str, timeout_s: float) -> None:
         """Return when the node is up or has failed, or after the timeout."""
+        if name not in self._starting:
+            return  # the launcher would clear a node away that has ended, and its logs
         try:
             self._launcher.wait_up(name, timeout_s)
             self._starting.pop(name, None)

@@ -14,13 +14,15 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayEr
 from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Slice
 from cloudfarm.errors import CloudfarmError, HostError
-from cloudfarm.raylayer.agent import HostAgent
+from cloudfarm.raylayer.agent import WAITING, HostAgent
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "cloudfarm"
 OBSERVE_TIMEOUT_S = 5.0
 ORDER_TIMEOUT_S = 60.0
+THREADS = 16
+"""Of an agent, for calls that wait for nodes, and again for all others."""
 
 
 class RayHosts:
@@ -58,14 +60,14 @@ class RayHosts:
             host = labels.get("host")
             if node["Alive"] and labels.get("farm") == "control" and host and host not in self._agents:
                 self._agents[host] = (
-                    ray.remote(HostAgent)
+                    ray.remote(concurrency_groups={WAITING: THREADS})(HostAgent)
                     .options(
                         name=f"agent:{host}",
                         namespace=NAMESPACE,
                         lifetime="detached",
                         get_if_exists=True,
                         max_restarts=-1,
-                        max_concurrency=16,
+                        max_concurrency=THREADS,
                         num_cpus=0,
                         label_selector={"farm": "control", "host": host},
                     )
