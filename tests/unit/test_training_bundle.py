@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloudfarm.domain.bundles import MAX_MANIFEST_BYTES
 from cloudfarm.errors import InvalidInputError, NotFoundError
-from cloudfarm.training import bundle, publish
+from cloudfarm.training import publish
 from cloudfarm.training.bundle import BundleError, DataCard, list_bundles, read_bundle, read_manifest
 from cloudfarm.training.publish import publish_model
 
@@ -189,7 +190,7 @@ def test_a_manifest_has_a_form_and_a_size(tmp_path):
         edit(where, change)
         with pytest.raises(BundleError, match=r"model\.json is not valid"):
             read_bundle(where)
-    (tmp_path / "wind" / "model.json").write_bytes(b" " * (bundle.MAX_MANIFEST_BYTES + 1))
+    (tmp_path / "wind" / "model.json").write_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
     with pytest.raises(BundleError, match="more than"):
         read_manifest(where)
     with pytest.raises(NotFoundError, match="does not exist"):

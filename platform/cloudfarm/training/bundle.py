@@ -25,12 +25,10 @@ import safetensors
 import safetensors.numpy
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
-from cloudfarm.domain.bundles import weights_version
+from cloudfarm.domain.bundles import MANIFEST, MAX_MANIFEST_BYTES, weights_version
 from cloudfarm.errors import CloudfarmError, NotFoundError
 
-MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
-MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 64 << 30
 COPIED_BYTES = 4 << 20
 

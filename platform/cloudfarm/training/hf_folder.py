@@ -18,8 +18,8 @@ from uuid import uuid4
 import safetensors
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, TEXT_EMBEDDING
-from cloudfarm.training.bundle import MANIFEST, BundleError, Directory, FileName, Manifest, manifest_in
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, MANIFEST, TEXT_EMBEDDING
+from cloudfarm.training.bundle import BundleError, Directory, FileName, Manifest, manifest_in
 
 KINDS = (CAUSAL_LM, TEXT_EMBEDDING, LORA_ADAPTER)
 

@@ -14,10 +14,10 @@ import pyarrow.fs
 import safetensors.numpy
 from pydantic import JsonValue, ValidationError
 
+from cloudfarm.domain.bundles import MANIFEST
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.training.bundle import (
     COPIED_BYTES,
-    MANIFEST,
     WEIGHTS,
     Arrays,
     BundleFile,
