@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
-from cloudfarm.inference.engine import LocalAdapter
+from cloudfarm.inference.engine import Device, LocalAdapter
 from cloudfarm.inference.keeper import Keeper
 from cloudfarm.inference.memory import gpu_memory_fraction
 from cloudfarm.training.bundle import BundleError
@@ -58,14 +57,14 @@ class VllmEngine:
     Args:
         folder: the model.
         context_tokens: the most that the model takes.
+        device: what vLLM's build and the lease have.
         cache_bytes: for keys and values on a CPU; None where there is a GPU.
     """
 
-    def __init__(self, folder: Path, context_tokens: int, cache_bytes: int | None) -> None:
-        on_gpu = torch.cuda.is_available()
+    def __init__(self, folder: Path, context_tokens: int, device: Device, cache_bytes: int | None) -> None:
         sized: dict[str, Any] = (
             {"dtype": "auto", "gpu_memory_utilization": GPU_PART * gpu_memory_fraction()}
-            if on_gpu
+            if device == "cuda"
             else {
                 "dtype": "float32",
                 "enforce_eager": True,
@@ -94,7 +93,7 @@ class VllmEngine:
         self._about = {
             "name": "vllm",
             "version": vllm.__version__,
-            "device": "cuda" if on_gpu else "cpu",
+            "device": self._engine.vllm_config.device_config.device_type,
             "dtype": str(config.dtype).removeprefix("torch."),
         }
         self._names = itertools.count()
