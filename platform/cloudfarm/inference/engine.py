@@ -11,7 +11,14 @@ import torch
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import InvalidInputError
-from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, memory_bytes
+from cloudfarm.inference.gpu_cache import arrays_of, gpu_cache_bytes
+from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, gpu_memory_fraction, memory_bytes
+from cloudfarm.training.hf_folder import MAX_RANK
+
+GPU_PART = 0.9
+"""Of what the lease may use of a GPU; the rest is for what vLLM does not count."""
+MAX_ADAPTERS = 4
+"""In one batch of vLLM's."""
 
 EngineName = Literal["vllm", "transformers"]
 Device = Literal["cuda", "cpu"]
@@ -76,8 +83,7 @@ def open_engine(folder: Path, context_tokens: int, name: EngineName | None = Non
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever looked for anywhere else
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    cache = cpu_cache_bytes(memory_bytes(), float32_bytes(folder))
-    has_room = cache is not None or device == "cuda"
+    cache, has_room = _cache(folder, device)
     # Either takes seconds to import, and one of them is enough.
     if choose_engine(name, vllm_device(), device, has_room=has_room) == "vllm":
         from cloudfarm.inference.vllm_engine import VllmEngine  # noqa: PLC0415
@@ -86,6 +92,18 @@ def open_engine(folder: Path, context_tokens: int, name: EngineName | None = Non
     from cloudfarm.inference.transformers_engine import TransformersEngine  # noqa: PLC0415
 
     return TransformersEngine(folder, context_tokens)
+
+
+def _cache(folder: Path, device: Device) -> tuple[int | None, bool]:
+    """Return what vLLM's cache gets, None if vLLM measures it itself, and whether there is room for vLLM at all."""
+    if device == "cpu":
+        cache = cpu_cache_bytes(memory_bytes(), float32_bytes(folder))
+    elif (part := gpu_memory_fraction()) < 1:
+        share = int(GPU_PART * part * torch.cuda.get_device_properties(0).total_memory)
+        cache = gpu_cache_bytes(share, arrays_of(folder), adapters=MAX_ADAPTERS, rank=MAX_RANK)
+    else:
+        return None, True  # no neighbour changes what it measures
+    return cache, cache is not None
 
 
 def choose_engine(

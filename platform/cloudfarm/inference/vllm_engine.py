@@ -17,7 +17,7 @@ import psutil
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
-from cloudfarm.inference.engine import Device, LocalAdapter
+from cloudfarm.inference.engine import GPU_PART, MAX_ADAPTERS, Device, LocalAdapter
 from cloudfarm.inference.keeper import Keeper
 from cloudfarm.inference.memory import gpu_memory_fraction
 from cloudfarm.training.bundle import BundleError
@@ -42,11 +42,7 @@ from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 from cloudfarm.inference.vllm_cpu import CpuExecutor  # noqa: E402
 
-GPU_PART = 0.9
-"""Of what the lease may use; the rest is for what vLLM does not count."""
 CPU_SEQUENCES = 32
-MAX_ADAPTERS = 4
-"""In one batch."""
 MAX_ADAPTERS_KEPT = 16
 """In memory."""
 
@@ -58,12 +54,17 @@ class VllmEngine:
         folder: the model.
         context_tokens: the most that the model takes.
         device: what vLLM's build and the lease have.
-        cache_bytes: for keys and values on a CPU; None where there is a GPU.
+        cache_bytes: for keys and values; None: vLLM measures what is free, of a GPU that nobody else uses.
     """
 
     def __init__(self, folder: Path, context_tokens: int, device: Device, cache_bytes: int | None) -> None:
         sized: dict[str, Any] = (
-            {"dtype": "auto", "gpu_memory_utilization": GPU_PART * gpu_memory_fraction()}
+            {
+                "dtype": "auto",
+                # Of this vLLM checks only that so much is free as it starts, if it is told the cache.
+                "gpu_memory_utilization": GPU_PART * gpu_memory_fraction(),
+                "kv_cache_memory_bytes": cache_bytes,
+            }
             if device == "cuda"
             else {
                 "dtype": "float32",
