@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import safetensors
@@ -69,7 +69,8 @@ class AdapterSpec(BaseModel):
     rank: int = Field(ge=1, le=MAX_RANK)
 
 
-_SPECS: dict[str, type[CausalLmSpec | EmbeddingSpec | AdapterSpec]] = {
+Spec = TypeVar("Spec", bound=BaseModel)
+_SPECS: dict[str, type[BaseModel]] = {
     CAUSAL_LM: CausalLmSpec,
     TEXT_EMBEDDING: EmbeddingSpec,
     LORA_ADAPTER: AdapterSpec,
@@ -112,10 +113,7 @@ def check_folder(folder: Path, kind: str, spec: Any) -> list[str]:
     """
     if kind not in KINDS:
         raise BundleError(f"a {kind} is not a Hugging Face folder; one of {', '.join(KINDS)} is")
-    try:
-        _SPECS[kind].model_validate(spec)
-    except ValidationError as bad:
-        raise BundleError(f"the spec is not that of a {kind}: {bad}") from bad
+    _check_spec(_SPECS[kind], kind, spec)
     names = _plain_names(folder)
     for name in names:
         if name.endswith(".safetensors"):
@@ -127,6 +125,18 @@ def check_folder(folder: Path, kind: str, spec: Any) -> list[str]:
     else:
         _check_model(folder, names)
     return names
+
+
+def checked_spec(form: type[Spec], manifest: Manifest) -> Spec:
+    """Return the spec of a manifest in the form of its kind; raises BundleError."""
+    return _check_spec(form, manifest.kind, manifest.spec)
+
+
+def _check_spec(form: type[Spec], kind: str, spec: Any) -> Spec:
+    try:
+        return form.model_validate(spec)
+    except ValidationError as bad:
+        raise BundleError(f"the spec is not that of a {kind}: {bad}") from bad
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
