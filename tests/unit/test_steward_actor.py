@@ -11,7 +11,7 @@ from cloudfarm.raylayer.serving import FRONT_DOOR, ServeClient
 from cloudfarm.testing.factories import make_revision, make_service
 
 DEPLOYMENT = SimpleNamespace(
-    service=make_service(), revision=make_revision(), model=SimpleNamespace(uri="m"), replicas=1
+    service=make_service(), revision=make_revision(), model=SimpleNamespace(uri="m", manifest={}), replicas=1
 )
 
 

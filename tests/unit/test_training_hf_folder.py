@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, manifest_digest, parse_manifest
 from cloudfarm.errors import InvalidInputError, NotFoundError
 from cloudfarm.training import bundle, hf_folder, publish
 from cloudfarm.training.bundle import BundleError, DataCard, read_manifest
@@ -85,6 +85,16 @@ def test_a_uri_does_as_well_as_a_path_and_files_are_copied_a_piece_at_a_time(fol
     assert where == (tmp_path / "out").as_uri() + "/small"
     fetch_bundle(where, tmp_path / "copy")
     assert weight_shapes(tmp_path / "copy" / "model.safetensors") == {"w": (2, 3)}
+
+
+def test_only_the_bundle_that_was_registered_is_copied(folder, tmp_path):
+    where = put(folder, tmp_path / "out")
+    registered = manifest_digest(parse_manifest(Path(where, "model.json").read_bytes()))
+    fetch_bundle(where, tmp_path / "copy", registered)
+    put(folder, tmp_path / "out", spec=SPEC | {"context_tokens": 64})
+    with pytest.raises(BundleError, match="small has changed since it was registered"):
+        fetch_bundle(where, tmp_path / "changed", registered)
+    assert not (tmp_path / "changed").exists()
 
 
 def test_the_version_follows_every_file(folder, tmp_path):

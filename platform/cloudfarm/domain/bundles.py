@@ -56,6 +56,15 @@ def version_of(manifest: Mapping[str, Any]) -> str | None:
     return weights_version(map(str, hashes)) if all(isinstance(each, str) for each in hashes) else None
 
 
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a manifest says, in whatever order and layout it says it.
+
+    A bundle stays where its tenant wrote it and can write again: by this what is loaded is known for what was
+    registered.
+    """
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def weights_version(sha256s: Iterable[str]) -> str:
     """Return a short name for files of these hashes, in their names' order: 12 digits of a hash of their hashes."""
     return hashlib.sha256("".join(sha256s).encode()).hexdigest()[:12]

@@ -77,20 +77,26 @@ _SPECS: dict[str, type[BaseModel]] = {
 }
 
 
-def fetch_bundle(uri: str, into: Path) -> Manifest:
+def fetch_bundle(uri: str, into: Path, digest: str | None = None) -> Manifest:
     """Copy a bundle that holds a Hugging Face folder into the new folder ``into``, and return its manifest.
 
     Whoever loads the copy reads what was checked, whatever happens to the bundle meanwhile. ``into`` is there only
     when it is whole.
 
+    Args:
+        uri: a path or URI of the bundle.
+        into: made here.
+        digest: of the manifest that is wanted (``manifest_digest``); None: whichever is there.
+
     Raises:
         NotFoundError: there is no bundle there, or it is still being written.
-        BundleError: the bundle is not valid: a file is missing, was changed, is a link, or may not be served.
+        BundleError: the bundle is not valid: a file is missing, was changed, is a link, or may not be served; or it is
+            another one.
     """
     aside = into.with_name(f".{into.name}.{uuid4().hex}.part")
     try:
         with Directory(uri) as directory:
-            manifest = manifest_in(directory)
+            manifest = manifest_in(directory, digest)
             aside.mkdir(parents=True)
             for name, expected in manifest.files.items():
                 if not name.endswith(".safetensors") and expected.bytes > MAX_TEXT_BYTES:
