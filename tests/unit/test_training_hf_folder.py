@@ -285,3 +285,24 @@ def test_an_adapter_is_whole_and_of_its_rank(tmp_path):
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(BundleError, match=r"adapter_model\.safetensors is missing"):
         put_adapter(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_that_is_too_large_is_refused_before_anything_is_copied(tmp_path, monkeypatch, beside):
+    folder = adapter_folder(tmp_path / "adapter")
+    if beside:
+        safetensors.numpy.save_file({"x": np.zeros(1)}, folder / "more.safetensors")
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(publish, "check_sizes", lambda *_: None)
+        where = put_adapter(folder, tmp_path / "out")
+    copied = []
+    monkeypatch.setattr(bundle.Directory, "copy", lambda *args: copied.append(args))
+    if not beside:
+        monkeypatch.setattr(hf_folder, "MAX_ADAPTER_BYTES", 100)
+    why = "weights are adapter_model" if beside else r"has \d+ bytes, more than 100"
+    with pytest.raises(BundleError, match=why):
+        fetch_bundle(where, tmp_path / "copy")
+    assert copied == []
+    with pytest.raises(BundleError, match=why):
+        put_adapter(folder, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -29,6 +29,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 MAX_TEXT_BYTES = 64 << 20
 MAX_RANK = 64
+MAX_ADAPTER_BYTES = 1 << 30
+"""Of all its files. With rank 64 on all linear layers of 8 billion weights an adapter in float32 has 0.7 GB."""
 
 _ADAPTER_KEYS = {
     "alora_invocation_tokens", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_lora_weights",
@@ -98,17 +100,29 @@ def fetch_bundle(uri: str, into: Path, digest: str | None = None) -> Manifest:
         with Directory(uri) as directory:
             manifest = manifest_in(directory, digest)
             aside.mkdir(parents=True)
+            check_sizes(manifest.kind, {name: file.bytes for name, file in manifest.files.items()})
             for name, expected in manifest.files.items():
-                if not name.endswith(".safetensors") and expected.bytes > MAX_TEXT_BYTES:
-                    raise BundleError(
-                        f"{uri}: {name} has more than the {MAX_TEXT_BYTES} bytes of a text file"
-                    )
                 directory.copy(name, expected, aside / name)
         check_folder(aside, manifest.kind, manifest.spec)
         aside.rename(into)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest
+
+
+def check_sizes(kind: str, sizes: Mapping[str, int]) -> None:
+    """Refuse files that are too large, before any is copied; raises BundleError.
+
+    Whoever asks for an adapter has a replica of somebody else's fetch it while others are answered.
+    """
+    for name, size in sizes.items():
+        if not name.endswith(".safetensors") and size > MAX_TEXT_BYTES:
+            raise BundleError(f"{name} has more than the {MAX_TEXT_BYTES} bytes of a text file")
+    if kind == LORA_ADAPTER:
+        if beside := sorted(n for n in sizes if n.endswith(".safetensors") and n != ADAPTER_WEIGHTS):
+            raise BundleError(f"{beside[0]}: an adapter's weights are {ADAPTER_WEIGHTS} and nothing else")
+        if (total := sum(sizes.values())) > MAX_ADAPTER_BYTES:
+            raise BundleError(f"the adapter has {total} bytes, more than {MAX_ADAPTER_BYTES}")
 
 
 def check_folder(folder: Path, kind: str, spec: Any) -> list[str]:
