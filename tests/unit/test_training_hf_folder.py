@@ -252,6 +252,10 @@ def test_an_adapter_goes_round(tmp_path):
         ({"auto_mapping": {"parent_library": "evil"}}, "auto_mapping is not served"),
         ({"megatron_config": {"x": 1}, "megatron_core": "evil"}, "megatron_config is not served"),
         ({"use_dora": True}, "use_dora is not served"),
+        (
+            {"alora_invocation_tokens": [1, 2]},
+            "alora_invocation_tokens is not served",
+        ),  # peft would ignore the adapter
         ({"bias": "all"}, "bias is not served"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is not served"),
         ({"peft_type": "PREFIX_TUNING"}, "peft_type is not LORA"),

@@ -33,7 +33,7 @@ MAX_ADAPTER_BYTES = 1 << 30
 """Of all its files. With rank 64 on all linear layers of 8 billion weights an adapter in float32 has 0.7 GB."""
 
 _ADAPTER_KEYS = {
-    "alora_invocation_tokens", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_lora_weights",
     "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
     "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
