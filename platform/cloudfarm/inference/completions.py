@@ -64,11 +64,14 @@ class Completions:
             self._manifest = fetch_model(model_uri, self._folder / "model", CAUSAL_LM, digest)
             self._spec = CausalLmSpec.model_validate(self._manifest.spec)
             self._adapters = Adapters(self._folder / "adapters", self._manifest, self._folder / "model")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                self._folder / "model", local_files_only=True
+            )
+            # Last: whatever fails before leaves no processes of an engine.
             self._engine = open_engine(self._folder / "model", self._spec.context_tokens, engine)
         except BaseException:
             shutil.rmtree(self._folder)
             raise
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder / "model", local_files_only=True)
         self._prompts = Prompts(tokenizer, self._engine.context_tokens, self._engine.vocabulary)
 
     async def generate(self, request: Generation) -> AsyncGenerator[Piece | Refusal]:
