@@ -15,7 +15,8 @@ import ray
 from pydantic import ValidationError
 
 from cloudfarm.errors import CloudfarmError
-from cloudfarm.inference.batches import BatchConfig, claim, plan, run
+from cloudfarm.inference.batch_plan import BatchConfig, plan
+from cloudfarm.inference.batches import claim, run
 
 
 def parse_args() -> argparse.Namespace:

@@ -27,9 +27,11 @@ class CompletionsArgs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     model_uri: str
     """Path or URI of a model bundle."""
+    digest: str | None = None
+    """Of the manifest that was registered; any other bundle is refused. None: whichever is there."""
 
 
 def app(args: dict[str, Any]) -> Application:
     """Return the application for ``args`` (see ``CompletionsArgs``)."""
     wanted = CompletionsArgs.model_validate(args)
-    return serve.deployment(CompletionsReplica, name="Model").bind(model_uri=wanted.model_uri)
+    return serve.deployment(CompletionsReplica, name="Model").bind(**wanted.model_dump())

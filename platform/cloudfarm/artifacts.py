@@ -6,6 +6,7 @@ each runs in a thread.
 
 import asyncio
 import errno
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from cloudfarm.errors import (
     InvalidInputError,
     NotFoundError,
     StorageFullError,
+    StorageRefusedError,
     TooLargeError,
     UnavailableError,
 )
@@ -30,6 +32,7 @@ _ASIDE = ".part-"
 """Begins the name of a file that is being written; no part begins with a dot, so no reader can name one."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
 
 class FileArtifacts:
@@ -84,19 +87,23 @@ class FileArtifacts:
             raise
         return size
 
-    async def read(self, *parts: str) -> bytes:
+    async def read(self, *parts: str, max_bytes: int | None = None) -> bytes:
         """Return a file.
 
         Raises:
             NotFoundError: if there is none.
+            TooLargeError: if it has more than ``max_bytes``; the rest is not read.
         """
         path = self._path(parts)
 
         def work() -> bytes:
             with self._fs.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
+                return bytes(stream.read() if max_bytes is None else stream.read(max_bytes + 1))
 
-        return await self._call(work)
+        content = await self._call(work)
+        if max_bytes is not None and len(content) > max_bytes:
+            raise TooLargeError(f"{parts[-1]} is over {max_bytes} bytes", max_bytes=max_bytes)
+        return content
 
     async def exists(self, *parts: str) -> bool:
         """Whether there is such a file."""
@@ -113,10 +120,11 @@ class FileArtifacts:
         return int(info.mtime_ns // 1_000_000)
 
     async def list(self, *parts: str) -> Sequence[str]:
-        """Return the names in a folder, sorted; empty if there is none."""
+        """Return the names in a folder, sorted; empty if there is none. What is no text cannot be named, nor listed."""
         selector = pa_fs.FileSelector(self._path(parts), allow_not_found=True)
         found = await self._call(lambda: self._fs.get_file_info(selector))
-        return sorted(info.base_name for info in found if not info.base_name.startswith(_ASIDE))
+        names = (_name(info) for info in found)
+        return sorted(name for name in names if name is not None and not name.startswith(_ASIDE))
 
     async def delete(self, *parts: str) -> None:
         """Remove a file or folder; missing is fine."""
@@ -161,9 +169,18 @@ def checked_parts(parts: Sequence[str]) -> Sequence[str]:
     return parts
 
 
+def _name(info: Any) -> str | None:
+    try:
+        return str(info.base_name)
+    except UnicodeDecodeError:
+        return None
+
+
 def _translated(error: OSError) -> Exception:
     if error.errno in _GONE or isinstance(error, FileNotFoundError):
         return NotFoundError("there is no such file")
     if error.errno in _NO_ROOM:
         return StorageFullError("the artifact store has no room left; nothing was written")
+    if error.errno in _REFUSED:
+        return StorageRefusedError(f"the artifact store refuses this file: {os.strerror(error.errno)}")
     return UnavailableError(f"the artifact store does not answer: {type(error).__name__}: {error}")

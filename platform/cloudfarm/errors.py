@@ -170,6 +170,13 @@ class StorageFullError(UnavailableError):
     title = "The farm's storage is full"
 
 
+class StorageRefusedError(UnavailableError):
+    """The farm's storage refuses a file or folder: its permissions, or links that lead in a circle."""
+
+    code = "storage_refused"
+    title = "The farm's storage refuses this file"
+
+
 class HostError(CloudfarmError):
     """A host refused or failed an order."""
 

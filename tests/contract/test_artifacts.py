@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 
 import pyarrow.fs as pa_fs
@@ -12,6 +13,7 @@ from cloudfarm.errors import (
     InvalidInputError,
     NotFoundError,
     StorageFullError,
+    StorageRefusedError,
     TooLargeError,
     UnavailableError,
 )
@@ -96,6 +98,29 @@ async def test_delete_files_and_folders_and_nothing(artifacts: Artifacts):
 async def test_missing(artifacts: Artifacts):
     with pytest.raises(NotFoundError):
         await artifacts.read(*HERE, "none")
+
+
+async def test_no_more_is_read_than_may_be(artifacts: Artifacts):
+    await put(artifacts, "a", b"x" * 100)
+    assert await artifacts.read(*HERE, "a", max_bytes=100) == b"x" * 100
+    with pytest.raises(TooLargeError):
+        await artifacts.read(*HERE, "a", max_bytes=99)
+
+
+async def test_a_name_that_is_no_text_is_not_listed(tmp_path: Path):
+    artifacts = FileArtifacts(str(tmp_path))
+    await put(artifacts, "a", b"x")
+    os.mkdir(os.fsencode(tmp_path.joinpath(*HERE)) + b"/\xff\xfe")  # noqa: PTH102 - a path of bytes
+    assert await artifacts.list(*HERE) == ["a"]
+
+
+async def test_a_file_that_the_system_refuses_is_not_one_that_may_come_back(tmp_path: Path):
+    artifacts = FileArtifacts(str(tmp_path))
+    await put(artifacts, "a", b"x")
+    (tmp_path.joinpath(*HERE) / "loop").symlink_to("loop")
+    with pytest.raises(StorageRefusedError):
+        await artifacts.read(*HERE, "loop")
+    assert isinstance(_translated(PermissionError(errno.EACCES, "no")), StorageRefusedError)
 
 
 async def test_too_large_keeps_what_was_there(artifacts: Artifacts):
@@ -199,6 +224,10 @@ async def test_parts_that_would_leave_the_root(artifacts: Artifacts, part):
     for parts in ((part,), ("tenants", part), (part, "a")):
         with pytest.raises(InvalidInputError):
             await artifacts.read(*parts)
+        with pytest.raises(InvalidInputError):
+            await artifacts.exists(*parts)
+        with pytest.raises(InvalidInputError):
+            await artifacts.list(*parts)
         with pytest.raises(InvalidInputError):
             artifacts.uri(*parts)
         with pytest.raises(InvalidInputError):

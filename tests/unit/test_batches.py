@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,12 @@ from hypothesis import strategies as st
 from cloudfarm.domain.generation import Message, Piece, Refusal
 from cloudfarm.errors import InvalidInputError, NotFoundError
 from cloudfarm.inference import batches
-from cloudfarm.inference.batches import Answerer, BatchConfig, claim, plan
+from cloudfarm.inference.batch_plan import BatchConfig, plan
+from cloudfarm.inference.batches import Answerer, claim
 from cloudfarm.training.bundle import DataCard, read_manifest
 from cloudfarm.training.publish import publish_model
+
+MODEL_SPEC = {"context_tokens": 256, "architecture": "Echo", "licence": "none"}
 
 
 class EchoEngine:
@@ -47,7 +51,7 @@ def put(outbox, name, kind="causal-lm", value=1.0, base=""):
         name,
         {"weight": np.full(2, value, dtype=np.float32)},
         kind=kind,
-        spec={"base": base, "base_name": "echo", "rank": 8} if base else {},
+        spec={"base": base, "base_name": "echo", "rank": 8} if base else MODEL_SPEC,
         config={},
         metrics={},
         card=DataCard(name="none", source="made up", licence="none"),
@@ -188,6 +192,89 @@ async def test_the_engine_is_asked_as_the_settings_say(config, engine, tmp_path)
         assert (sampling.max_tokens, sampling.temperature, sampling.seed) == (5, 0.5, 3)
 
 
+async def test_a_row_without_a_prompt_is_refused_and_the_others_are_answered(config, engine, tmp_path):
+    (tmp_path / "null").mkdir()
+    table = pa.table({"id": [0, 1], "prompt": ["y", None]})
+    pyarrow.parquet.write_table(table, tmp_path / "null" / "a.parquet")
+    config = config.model_copy(update={"data": f"{tmp_path}/null"})
+    (part,) = claim(config, plan(config))
+    done = await Answerer(config.model_dump(mode="json"))(asdict(part))
+    assert done == {"rows": 2, "refused": 1, "tokens": 3}
+    assert [row["refusal"] for row in answered(config)] == [None, "there is no prompt (null)"]
+
+
+async def test_no_column_of_the_input_is_lost_or_doubled(config, engine, tmp_path):
+    table = pa.table({"id": [0], "prompt": ["y"], "answer": ["a"], "given_answer": ["g"], "refusal": ["r"]})
+    (tmp_path / "given").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "given" / "a.parquet")
+    config = config.model_copy(update={"data": f"{tmp_path}/given"})
+    (part,) = claim(config, plan(config))
+    await Answerer(config.model_dump(mode="json"))(asdict(part))
+    (row,) = answered(config)
+    names = ("answer", "given_answer", "given_given_answer", "refusal", "given_refusal")
+    assert [row[name] for name in names] == ["echo y", "g", "a", None, "r"]
+
+
+def test_a_changed_file_of_as_many_rows_is_another_input_and_a_copy_is_not(config, tmp_path):
+    parts = claim(config, plan(config))
+    file = tmp_path / "in" / "a.parquet"
+    os.utime(file, ns=(1, 1))
+    assert claim(config, plan(config)) == parts
+    table = pyarrow.parquet.read_table(file)
+    changed = table.set_column(1, "prompt", pa.array(["q0", "q1"]))
+    pyarrow.parquet.write_table(changed, file)
+    with pytest.raises(InvalidInputError, match="holds the output of another job"):
+        claim(config, plan(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"temperature": 2.5}, "temperature is 2.5"),
+        ({"seed": 2**63}, "seed is"),
+        ({"max_tokens": 256}, "max_tokens is 256: prompt and answer have 256 tokens together at most"),
+    ],
+)
+def test_settings_that_no_row_could_be_answered_with_are_refused_before_the_output_is_claimed(
+    config, change, why
+):
+    with pytest.raises(InvalidInputError, match=why):
+        claim(config.model_copy(update=change), plan(config))
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize("below", ["", "/out", "/x/out"])
+def test_an_output_in_the_input_is_refused(config, below):
+    with pytest.raises(InvalidInputError, match="is in the input"):
+        plan(config.model_copy(update={"output": config.data + below}))
+    assert plan(config.model_copy(update={"output": config.data + "put"}))
+
+
+def test_folders_and_hidden_names_are_not_of_the_data(config, tmp_path):
+    parts = plan(config)
+    (tmp_path / "in" / "folder.parquet").mkdir()
+    for hidden in ("_temporary", ".cache"):
+        (tmp_path / "in" / hidden).mkdir()
+        (tmp_path / "in" / hidden / "a.parquet").write_bytes(b"no Parquet")
+        (tmp_path / "in" / f"{hidden}.parquet").write_bytes(b"no Parquet")
+    assert plan(config) == parts
+
+
+@pytest.mark.parametrize("values", [[1], [None], [b"x"], [["a"]]])
+def test_a_column_that_is_no_text_is_refused(config, tmp_path, values):
+    pyarrow.parquet.write_table(pa.table({"prompt": values}), tmp_path / "in" / "z.parquet")
+    with pytest.raises(InvalidInputError, match=r"'prompt' of .*z\.parquet is .*, not text"):
+        plan(config)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_every_form_of_text_will_do(config, tmp_path, kind):
+    pyarrow.parquet.write_table(
+        pa.table({"prompt": pa.array(["a"]).cast(kind)}), tmp_path / "in" / "z.parquet"
+    )
+    assert "z.parquet" in {part.file for part in plan(config)}
+
+
 @pytest.mark.parametrize("change", ["max_tokens", "system", "model", "input"])
 def test_the_output_of_another_job_is_left_alone(config, tmp_path, change):
     claim(config, plan(config))
@@ -208,6 +295,8 @@ def test_the_output_of_another_job_is_left_alone(config, tmp_path, change):
 def test_a_job_that_cannot_be_done_is_refused(config, tmp_path):
     with pytest.raises(InvalidInputError, match="holds no Parquet file"):
         plan(config.model_copy(update={"data": f"{tmp_path}/nowhere"}))
+    with pytest.raises(InvalidInputError, match="holds no Parquet file"):
+        plan(config.model_copy(update={"data": f"{tmp_path}/in/a.parquet"}))
     with pytest.raises(InvalidInputError, match=r"a\.parquet has no column 'question'"):
         plan(config.model_copy(update={"prompt_column": "question"}))
     with pytest.raises(NotFoundError):

@@ -74,6 +74,20 @@ def test_a_list_of_leases_says_so_too(monkeypatch, farm, capsys) -> None:
     assert capsys.readouterr().out.split()[-3:] == ["l1", "wind", "2026-11-22T09:00:00.000Z"]
 
 
+@pytest.mark.parametrize("width", [60, 200])
+def test_a_list_of_models_says_where_they_lie_whole(monkeypatch, farm, capsys, width) -> None:
+    answers, _ = farm
+    uri = f"/farm/artifacts/tenants/univ/outbox/{'j' * 60}/chat"
+    model = {"ref": "chat:1", "uri": uri, "created": "2026", "manifest": {"kind": "causal-lm"}}
+    answers["GET", "/v1/model-versions"] = httpx.Response(200, json=[model])
+    monkeypatch.setattr(session.out, "width", width)
+    assert run(monkeypatch, "models") == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("j") >= 60
+    assert uri in shown or width == 60
+
+
 def test_a_service_is_deployed_for_a_project(monkeypatch, farm) -> None:
     answers, sent = farm
     answers["POST", "/v1/services"] = httpx.Response(201, json={"name": "wind", "revisions": []})

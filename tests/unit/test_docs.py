@@ -127,6 +127,44 @@ def test_a_command_that_does_not_exist_is_noticed(text):
     assert wrong_with(shown_command) is not None
 
 
+def consoles(text: str) -> list[str]:
+    """Return the command lines of a page, each whole."""
+    blocks = [body.replace("\\\n", " ") for kind, body in FENCE.findall(text) if kind == "console"]
+    return [line.strip() for body in blocks for line in re.split(r"^\$ ", body, flags=re.MULTILINE) if line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_submits_is_a_command_when_ray_has_quoted_its_words(page):
+    submitted = [
+        shlex.split(line) for line in consoles(page.read_text()) if line.startswith("ray job submit")
+    ]
+    for words in submitted:
+        command = words[words.index("--") + 1 :]
+        assert " " not in command[0], command  # Ray quotes it: the name of a program
+        if command[:2] != ["bash", "-c"]:
+            assert "$" not in " ".join(command), command  # it stays as it is
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_the_farms_cli_has_a_tenants_token_before_it_acts_for_a_tenant(name):
+    lines = consoles(read(name))
+    token = next(place for place, line in enumerate(lines) if "CLOUDFARM_TOKEN=" in line)
+    assert token < min(place for place, line in enumerate(lines) if re.match(r"cloudfarm (deploy|key)", line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_installs_this_project_from_where_it_is_not(page):
+    assert re.findall(r"pip install '?cloudfarm", page.read_text()) == []
+
+
+@pytest.mark.parametrize("name", [".rayignore", ".gitignore"])
+def test_what_the_shown_commands_write_is_not_carried_along(name):
+    text = read("docs/language-models.md")
+    folders = re.findall(r"--(?:outbox|out|output) ([a-z-]+)", text)
+    assert sorted(set(folders)) == ["answers", "korean-regions", "models"]
+    assert {f"/{folder}/" for folder in folders} <= set(read(name).splitlines())
+
+
 def test_exit_codes_are_documented():
     assert [int(code) for code in re.findall(r"^\| (\d) \|", read("docs/errors.md"), re.MULTILINE)] == [
         0,

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cloudfarm.domain.bundles import manifest_digest, parse_manifest
 from cloudfarm.inference.forecasts import Forecaster, ForecastRequest
 from cloudfarm.training import forecaster as training
 from cloudfarm.training.bundle import BundleError, DataCard
@@ -147,3 +149,11 @@ def test_only_a_bundle_that_makes_this_model_is_served(tmp_path):
         Forecaster(bundle(tmp_path, weights={"a": np.zeros(1, dtype=np.float32)}))
     with pytest.raises(BundleError, match="do not make"):
         Forecaster(bundle(tmp_path, spec={"horizon_steps": 1}))
+
+
+def test_only_the_model_that_was_registered_is_opened(tmp_path):
+    where = bundle(tmp_path)
+    registered = manifest_digest(parse_manifest((Path(where) / "model.json").read_bytes()))
+    assert Forecaster(where, digest=registered)
+    with pytest.raises(BundleError, match="has changed since it was registered"):
+        Forecaster(where, digest="0" * 64)

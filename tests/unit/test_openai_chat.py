@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cloudfarm.domain.bundles import manifest_digest
 from cloudfarm.domain.generation import Adapter, Message, Sampling
 from cloudfarm.domain.status import RevisionStatus
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
@@ -209,7 +210,7 @@ async def test_an_adapter_of_the_callers_tenant(door: FrontDoor):
     body = (await ask(door, model="talk:dialect")).json()
     assert body["model"] == "talk:dialect"
     ((_, request),) = door.inference.generations
-    assert request.adapter == Adapter(newest.id, "dialect", newest.uri)
+    assert request.adapter == Adapter(newest.id, "dialect", newest.uri, manifest_digest(newest.manifest))
     ((route, _),) = door.meter.uses
     assert (route.adapter, route.model, route.service.name) == (request.adapter, "talk:dialect", "talk")
     assert (route.tenant, route.key_id) == ("alpha", "c-alpha-key")

@@ -381,3 +381,46 @@ async def test_a_steward_that_dies_as_it_hands_a_stopped_job_over_leaves_it_to_t
     await farm.settle()
     assert farm.ray_jobs.jobs[job.ray_id].status is JobStatus.STOPPED
     assert (await farm.job("j0")).status is JobStatus.STOPPED
+
+
+async def test_a_mistake_in_one_order_keeps_no_other_from_being_carried_out(
+    farm, monkeypatch, caplog
+) -> None:
+    start_node = FakeHosts.start_node
+
+    async def mistaken(hosts, piece, *more, **how):
+        if piece.lease_id == "l0":
+            raise RecursionError("a mistake")
+        return await start_node(hosts, piece, *more, **how)
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr(FakeHosts, "start_node", mistaken)
+        await farm.request("l0", "1")
+        await farm.request("l1", "1")
+        for _ in range(5):
+            await farm.steward.step()
+            await farm.steward.actor.finish()
+    assert await statuses(farm, "l0", "l1") == [LeaseStatus.STARTING, LeaseStatus.ACTIVE]
+    assert "Traceback" in caplog.text
+    with pytest.raises(RecursionError, match="a mistake"):  # no test passes over it
+        await farm.settle()
+    farm.steward.actor.mistake = None
+    await farm.settle()
+    assert await statuses(farm, "l0") == [LeaseStatus.ACTIVE]
+
+
+async def test_a_mistake_in_one_change_keeps_no_other_from_being_stored(farm, monkeypatch, caplog) -> None:
+    await farm.request("l0", "1")
+    await farm.request("l1", "1")
+    decisions, view = await decided(farm)
+    grant = act.CHANGES[Grant]
+
+    def mistaken(decision, view):
+        if decision.lease_id == "l0":
+            raise KeyError("a mistake")
+        return grant(decision, view)
+
+    monkeypatch.setattr(act, "CHANGES", {**act.CHANGES, Grant: mistaken})
+    assert await carry_out(farm, decisions, view) == 1
+    assert await statuses(farm, "l0", "l1") == [LeaseStatus.WAITING, LeaseStatus.STARTING]
+    assert "Traceback" in caplog.text

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloudfarm.domain.bundles import MAX_MANIFEST_BYTES, manifest_digest, parse_manifest
 from cloudfarm.errors import InvalidInputError, NotFoundError
-from cloudfarm.training import bundle, publish
+from cloudfarm.training import publish
 from cloudfarm.training.bundle import BundleError, DataCard, list_bundles, read_bundle, read_manifest
 from cloudfarm.training.publish import publish_model
 
@@ -128,6 +129,25 @@ def test_changed_weights_are_noticed(tmp_path):
         read_bundle(where)
 
 
+def test_only_the_bundle_that_was_registered_is_read(tmp_path):
+    where = put(tmp_path)
+    path = tmp_path / "wind" / "model.json"
+    registered = manifest_digest(parse_manifest(path.read_bytes()))
+    edit(where, lambda manifest: manifest.update(manifest))  # written otherwise, it says the same
+    assert read_bundle(where, registered).manifest == read_manifest(where)
+    for change in (
+        lambda manifest: manifest["spec"].update(horizon_steps=7),
+        lambda manifest: manifest["metrics"].update(validation_mae_kw=1.0),
+    ):
+        edit(where, change)
+        with pytest.raises(BundleError, match="wind has changed since it was registered"):
+            read_bundle(where, registered)
+    put(tmp_path, weights={"a": np.zeros(1)})
+    with pytest.raises(BundleError, match="wind has changed since it was registered"):
+        read_bundle(where, registered)
+    assert read_bundle(where).weights.keys() == {"a"}
+
+
 def test_a_pickle_is_never_opened(tmp_path):
     where = put(tmp_path)
     evil = pickle.dumps(print)
@@ -189,7 +209,7 @@ def test_a_manifest_has_a_form_and_a_size(tmp_path):
         edit(where, change)
         with pytest.raises(BundleError, match=r"model\.json is not valid"):
             read_bundle(where)
-    (tmp_path / "wind" / "model.json").write_bytes(b" " * (bundle.MAX_MANIFEST_BYTES + 1))
+    (tmp_path / "wind" / "model.json").write_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
     with pytest.raises(BundleError, match="more than"):
         read_manifest(where)
     with pytest.raises(NotFoundError, match="does not exist"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, manifest_digest, parse_manifest
 from cloudfarm.errors import InvalidInputError, NotFoundError
 from cloudfarm.training import bundle, hf_folder, publish
 from cloudfarm.training.bundle import BundleError, DataCard, read_manifest
@@ -85,6 +85,16 @@ def test_a_uri_does_as_well_as_a_path_and_files_are_copied_a_piece_at_a_time(fol
     assert where == (tmp_path / "out").as_uri() + "/small"
     fetch_bundle(where, tmp_path / "copy")
     assert weight_shapes(tmp_path / "copy" / "model.safetensors") == {"w": (2, 3)}
+
+
+def test_only_the_bundle_that_was_registered_is_copied(folder, tmp_path):
+    where = put(folder, tmp_path / "out")
+    registered = manifest_digest(parse_manifest(Path(where, "model.json").read_bytes()))
+    fetch_bundle(where, tmp_path / "copy", registered)
+    put(folder, tmp_path / "out", spec=SPEC | {"context_tokens": 64})
+    with pytest.raises(BundleError, match="small has changed since it was registered"):
+        fetch_bundle(where, tmp_path / "changed", registered)
+    assert not (tmp_path / "changed").exists()
 
 
 def test_the_version_follows_every_file(folder, tmp_path):
@@ -242,6 +252,10 @@ def test_an_adapter_goes_round(tmp_path):
         ({"auto_mapping": {"parent_library": "evil"}}, "auto_mapping is not served"),
         ({"megatron_config": {"x": 1}, "megatron_core": "evil"}, "megatron_config is not served"),
         ({"use_dora": True}, "use_dora is not served"),
+        (
+            {"alora_invocation_tokens": [1, 2]},
+            "alora_invocation_tokens is not served",
+        ),  # peft would ignore the adapter
         ({"bias": "all"}, "bias is not served"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is not served"),
         ({"peft_type": "PREFIX_TUNING"}, "peft_type is not LORA"),
@@ -275,3 +289,24 @@ def test_an_adapter_is_whole_and_of_its_rank(tmp_path):
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(BundleError, match=r"adapter_model\.safetensors is missing"):
         put_adapter(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_that_is_too_large_is_refused_before_anything_is_copied(tmp_path, monkeypatch, beside):
+    folder = adapter_folder(tmp_path / "adapter")
+    if beside:
+        safetensors.numpy.save_file({"x": np.zeros(1)}, folder / "more.safetensors")
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(publish, "check_sizes", lambda *_: None)
+        where = put_adapter(folder, tmp_path / "out")
+    copied = []
+    monkeypatch.setattr(bundle.Directory, "copy", lambda *args: copied.append(args))
+    if not beside:
+        monkeypatch.setattr(hf_folder, "MAX_ADAPTER_BYTES", 100)
+    why = "weights are adapter_model" if beside else r"has \d+ bytes, more than 100"
+    with pytest.raises(BundleError, match=why):
+        fetch_bundle(where, tmp_path / "copy")
+    assert copied == []
+    with pytest.raises(BundleError, match=why):
+        put_adapter(folder, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

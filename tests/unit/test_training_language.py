@@ -1,6 +1,7 @@
 """Fine-tuning on a tiny model with made-up weights: what is measured, and that a resumed run is the same run."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -248,11 +249,46 @@ def test_the_figures_of_the_base_are_those_of_the_bare_model(folders, trains):
 def test_a_checkpoint_of_another_run_is_refused(folders, trains):
     ran = trains()
     train(config(folders).model_dump(mode="json"))
-    for other in ({"rank": 4}, {"batch_size": 2}, {"language": "en", "system": "S"}):
+    for other in (
+        {"rank": 4},
+        {"batch_size": 2},
+        {"language": "en", "system": "S"},
+        {"held_out": 3},
+        {"steps": 8},
+        {"learning_rate": 0.2},
+        {"seed": 1},
+    ):
         another = trains()
         another.checkpoint = ran.reports[0][1]
         with pytest.raises(ResumeError, match="another --run-name"):
             train(config(folders, **other).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("part", ["train", "held-out"])
+def test_a_checkpoint_of_other_pairs_in_the_same_place_is_refused(folders, trains, tmp_path, part):
+    data = tmp_path / "data"
+    shutil.copytree(folders[1], data)
+    ran = trains()
+    train(config((folders[0], str(data))).model_dump(mode="json"))
+    changed = [{**row, "answer": row["answer"][::-1]} for row in ROWS]
+    pyarrow.parquet.write_table(
+        pa.Table.from_pylist(changed), data / f"part={part}" / "language=en" / "part-0.parquet"
+    )
+    another = trains()
+    another.checkpoint = ran.reports[0][1]
+    with pytest.raises(ResumeError, match="other data"):
+        train(config((folders[0], str(data))).model_dump(mode="json"))
+
+
+def test_what_the_figures_do_not_depend_on_may_change(folders, trains, tmp_path):
+    ran = trains()
+    train(config(folders).model_dump(mode="json"))
+    base = shutil.copytree(folders[0], tmp_path / "moved")
+    another = trains()
+    another.checkpoint = ran.reports[0][1]
+    changed = config((str(base), folders[1]), model_name="other", checkpoint_steps=2)
+    train(changed.model_dump(mode="json"))
+    assert another.reports[-1][0] == pytest.approx(ran.reports[-1][0])
 
 
 def test_the_adapter_is_published_with_its_base_and_no_path_of_this_host(folders, trains, tmp_path):

@@ -340,7 +340,7 @@ def models(*, as_json: JsonOption = False) -> None:
         found = [
             {**model, **{key: model["manifest"].get(key) for key in ("kind", "metrics")}} for model in found
         ]
-    show(found, as_json=as_json, columns=("ref", "kind", "job_id", "created", "metrics"))
+    show(found, as_json=as_json, columns=("ref", "kind", "created", "uri", "metrics"))
 
 
 def usage(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from cloudfarm.client import FarmClient
 from cloudfarm.errors import UnauthenticatedError
@@ -62,7 +62,8 @@ def show(answer: Any, *, as_json: bool, columns: tuple[str, ...] = ()) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
     elif isinstance(answer, list):
-        table = Table(*columns, box=None, pad_edge=False)
+        # What has no room in its column goes on below: half of a path or an id is of no use.
+        table = Table(*(Column(each, overflow="fold") for each in columns), box=None, pad_edge=False)
         for row in answer:
             table.add_row(*(_cell(row.get(column)) for column in columns))
         out.print(table)

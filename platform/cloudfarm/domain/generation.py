@@ -31,6 +31,8 @@ class Adapter:
     name: str
     uri: str
     """Of its bundle."""
+    digest: str | None = None
+    """Of the manifest that was registered (``bundles.manifest_digest``); None: whichever is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class Adapters:
             shutil.rmtree(self._kept.pop(each).folder)
 
     def _fetch_files(self, adapter: Adapter, folder: Path) -> None:
-        manifest = fetch_bundle(adapter.uri, folder)
+        manifest = fetch_bundle(adapter.uri, folder, adapter.digest)
         if manifest.kind != LORA_ADAPTER:
             raise BundleError(f"{adapter.name} is a {manifest.kind}, not a {LORA_ADAPTER}")
         spec = AdapterSpec.model_validate(manifest.spec)

@@ -13,7 +13,7 @@ import asyncio
 import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
@@ -21,15 +21,17 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 import ray.data
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER
 from cloudfarm.domain.generation import Adapter, Generation, Message, Refusal, Sampling
 from cloudfarm.errors import InvalidInputError
+from cloudfarm.inference.asked import check_sampling
+from cloudfarm.inference.batch_plan import BatchConfig, Part, fingerprints, plan
 from cloudfarm.inference.completions import Completions
 from cloudfarm.inference.engine import EngineName
 from cloudfarm.training.bundle import read_manifest, resolve
-from cloudfarm.training.hf_folder import AdapterSpec
+from cloudfarm.training.hf_folder import AdapterSpec, CausalLmSpec, checked_spec
 
 JOB = "_job.json"
 """In the output folder; what reads folders of Parquet files skips names that begin with an underscore or a dot."""
@@ -45,39 +47,6 @@ ANSWERS = pa.schema(
 """The columns that the output has beside those of the input."""
 
 
-class BatchConfig(BaseModel):
-    """The settings that the output depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    model: str = Field(description="bundle of the model, as every actor can read it")
-    adapter: str | None = Field(default=None, description="bundle of a LoRA adapter on it")
-    data: str = Field(description="folder of Parquet files")
-    output: str = Field(description="folder that the answers go to")
-    prompt_column: str = "prompt"
-    system: str = Field(default="", description="system message before each prompt")
-    max_tokens: int = Field(default=128, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
-    seed: int = 0
-    part_rows: int = Field(default=32, ge=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows ``[start, start + rows)`` of a row group of an input file."""
-
-    file: str
-    """Path below the input folder."""
-    group: int
-    start: int
-    rows: int
-
-    @property
-    def name(self) -> str:
-        """Its output file."""
-        flat = self.file.removesuffix(".parquet").replace("/", "--")
-        return f"{flat}-{self.group:05}-{self.start:08}.parquet"
-
-
 class Progress(BaseModel):
     """How far a job is: since it was first started, and how fast since this start."""
 
@@ -91,47 +60,23 @@ class Progress(BaseModel):
     tokens_per_s: float = 0.0
 
 
-def plan(config: BatchConfig) -> list[Part]:
-    """Return the parts of the job, always the same ones for the same input.
-
-    Raises:
-        InvalidInputError: no Parquet files, one without the column, or two whose output would have one name.
-    """
-    filesystem, folder = resolve(config.data)
-    found = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True, recursive=True))
-    files = sorted(info.path[len(folder) + 1 :] for info in found if info.extension == "parquet")
-    if not files:
-        raise InvalidInputError(f"{config.data} holds no Parquet file")
-    parts: list[Part] = []
-    for file in files:
-        try:
-            head = pyarrow.parquet.read_metadata(f"{folder}/{file}", filesystem=filesystem)
-        except pa.ArrowException as bad:
-            raise InvalidInputError(f"{config.data}/{file} is no Parquet file: {bad}") from bad
-        if config.prompt_column not in head.schema.to_arrow_schema().names:
-            raise InvalidInputError(f"{config.data}/{file} has no column {config.prompt_column!r}")
-        for group in range(head.num_row_groups):
-            rows = head.row_group(group).num_rows
-            starts = range(0, rows, config.part_rows)
-            parts += [Part(file, group, start, min(config.part_rows, rows - start)) for start in starts]
-    if len({part.name for part in parts}) < len(parts):
-        raise InvalidInputError(f"two files of {config.data} would have their answers in files of one name")
-    return parts
-
-
 def claim(config: BatchConfig, parts: Sequence[Part]) -> list[Part]:
     """Make the output folder this job's, and return the parts that are not in it yet.
 
     Raises:
-        InvalidInputError: the folder holds the output of a job with other settings, models or input.
+        InvalidInputError: the folder holds the output of a job with other settings, models or input, or the model
+            could answer no row with these settings.
         CloudfarmError: a model or an adapter that is not there, of another kind, or not of the other.
     """
+    if refusal := check_sampling(_sampling(config)):
+        raise InvalidInputError(refusal.detail)
     filesystem, folder = resolve(config.output)
     model, adapter = _versions(config)
     job = _Job(
         settings=config.model_copy(update={"output": ""}),
         model=model,
         adapter=adapter,
+        files=fingerprints(config.data, {part.file for part in parts}),
         rows={part.name: part.rows for part in parts},
     )
     content = job.model_dump_json(indent=1).encode()
@@ -209,7 +154,10 @@ class Answerer:
         given = pa.Table.from_pylist(answers, schema=ANSWERS)
         for name in ANSWERS.names:
             if name in rows.column_names:  # the data set's own answer, to compare with
-                rows = rows.rename_columns({name: f"given_{name}"})
+                given_name = f"given_{name}"
+                while given_name in rows.column_names:
+                    given_name = f"given_{given_name}"
+                rows = rows.rename_columns({name: given_name})
             rows = rows.append_column(name, given[name])
         content = io.BytesIO()
         pyarrow.parquet.write_table(rows, content, compression="zstd")
@@ -221,12 +169,13 @@ class Answerer:
             "tokens": sum(answer["completion_tokens"] for answer in answers),
         }
 
-    async def _answer(self, prompt: str) -> dict[str, Any]:
+    async def _answer(self, prompt: str | None) -> dict[str, Any]:
+        if prompt is None:
+            return {"completion_tokens": 0, "refusal": "there is no prompt (null)"}
         config = self.config
         before = (Message("system", config.system),) if config.system else ()
-        sampling = Sampling(config.max_tokens, config.temperature, seed=config.seed)
         text, reason, prompt_tokens, tokens = "", None, 0, 0
-        request = Generation(sampling, (*before, Message("user", prompt)), adapter=self._adapter)
+        request = Generation(_sampling(config), (*before, Message("user", prompt)), adapter=self._adapter)
         async for piece in self._model.generate(request):
             if isinstance(piece, Refusal):
                 return {"completion_tokens": 0, "refusal": piece.detail}
@@ -248,7 +197,13 @@ class _Job(BaseModel):
     settings: BatchConfig
     model: str
     adapter: str | None
+    files: dict[str, str]
+    """SHA-256 of each file of the input."""
     rows: dict[str, int]
+
+
+def _sampling(config: BatchConfig) -> Sampling:
+    return Sampling(config.max_tokens, config.temperature, seed=config.seed)
 
 
 def _versions(config: BatchConfig) -> tuple[str, str | None]:
@@ -256,10 +211,15 @@ def _versions(config: BatchConfig) -> tuple[str, str | None]:
     model = read_manifest(config.model)
     if model.kind != CAUSAL_LM:
         raise InvalidInputError(f"{config.model} is a model of kind {model.kind}, not {CAUSAL_LM}")
+    context_tokens = checked_spec(CausalLmSpec, model).context_tokens
+    if config.max_tokens >= context_tokens:
+        raise InvalidInputError(
+            f"max_tokens is {config.max_tokens}: prompt and answer have {context_tokens} tokens together at most"
+        )
     if config.adapter is None:
         return model.version, None
     adapter = read_manifest(config.adapter)
-    if adapter.kind != LORA_ADAPTER or AdapterSpec.model_validate(adapter.spec).base != model.version:
+    if adapter.kind != LORA_ADAPTER or checked_spec(AdapterSpec, adapter).base != model.version:
         raise InvalidInputError(f"{config.adapter} is no {LORA_ADAPTER} of the model {config.model}")
     return model.version, adapter.version
 

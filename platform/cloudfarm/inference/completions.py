@@ -49,23 +49,29 @@ class Completions:
     Args:
         model_uri: path or URI of a model bundle of kind ``causal-lm``.
         engine: another choice than vLLM where that is installed.
+        digest: of the manifest that was registered (``manifest_digest``); None: whichever is there.
 
     Raises:
         NotFoundError: there is no bundle.
         BundleError: the bundle is not valid or is no language model.
     """
 
-    def __init__(self, model_uri: str, engine: EngineName | None = None) -> None:
+    def __init__(
+        self, model_uri: str, engine: EngineName | None = None, *, digest: str | None = None
+    ) -> None:
         self._folder = scratch_folder()
         try:
-            self._manifest = fetch_model(model_uri, self._folder / "model", CAUSAL_LM)
+            self._manifest = fetch_model(model_uri, self._folder / "model", CAUSAL_LM, digest)
             self._spec = CausalLmSpec.model_validate(self._manifest.spec)
             self._adapters = Adapters(self._folder / "adapters", self._manifest, self._folder / "model")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                self._folder / "model", local_files_only=True
+            )
+            # Last: whatever fails before leaves no processes of an engine.
             self._engine = open_engine(self._folder / "model", self._spec.context_tokens, engine)
         except BaseException:
             shutil.rmtree(self._folder)
             raise
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder / "model", local_files_only=True)
         self._prompts = Prompts(tokenizer, self._engine.context_tokens, self._engine.vocabulary)
 
     async def generate(self, request: Generation) -> AsyncGenerator[Piece | Refusal]:
@@ -143,9 +149,9 @@ def scratch_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="model-", dir=home))
 
 
-def fetch_model(model_uri: str, into: Path, kind: str) -> Manifest:
+def fetch_model(model_uri: str, into: Path, kind: str, digest: str | None = None) -> Manifest:
     """Copy a bundle of one kind into a new folder, as :func:`~cloudfarm.training.hf_folder.fetch_bundle` says."""
-    manifest = fetch_bundle(model_uri, into)
+    manifest = fetch_bundle(model_uri, into, digest)
     if manifest.kind != kind:
         raise BundleError(f"{model_uri} is a {manifest.kind}, not a {kind}")
     return manifest

@@ -32,17 +32,18 @@ class Embedder:
 
     Args:
         model_uri: path or URI of a model bundle of kind ``text-embedding``.
+        digest: of the manifest that was registered (``manifest_digest``); None: whichever is there.
 
     Raises:
         NotFoundError: there is no bundle.
         BundleError: the bundle is not valid or is no embedding model.
     """
 
-    def __init__(self, model_uri: str) -> None:
+    def __init__(self, model_uri: str, *, digest: str | None = None) -> None:
         transformers.utils.logging.disable_progress_bar()  # a replica's log is no terminal
         folder = scratch_folder()
         try:
-            self._manifest = fetch_model(model_uri, folder / "model", TEXT_EMBEDDING)
+            self._manifest = fetch_model(model_uri, folder / "model", TEXT_EMBEDDING, digest)
             self._spec = EmbeddingSpec.model_validate(self._manifest.spec)
             self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -75,15 +75,16 @@ class Forecaster:
 
     Args:
         model_uri: path or URI of a model bundle of kind ``windpower-forecaster``.
+        digest: of the manifest that was registered (``manifest_digest``); None: whichever is there.
 
     Raises:
         NotFoundError: there is no bundle.
         BundleError: the bundle is not valid or is not a wind power forecaster.
     """
 
-    def __init__(self, model_uri: str) -> None:
+    def __init__(self, model_uri: str, *, digest: str | None = None) -> None:
         torch.set_num_threads(1)
-        bundle = read_bundle(model_uri)
+        bundle = read_bundle(model_uri, digest)
         self._manifest = bundle.manifest
         if self._manifest.kind != KIND:
             raise BundleError(f"{model_uri} is a {self._manifest.kind}, not a {KIND}")

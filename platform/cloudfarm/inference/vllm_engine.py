@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
-from cloudfarm.inference.engine import LocalAdapter
+from cloudfarm.inference.engine import GPU_PART, MAX_ADAPTERS, Device, LocalAdapter
 from cloudfarm.inference.keeper import Keeper
 from cloudfarm.inference.memory import gpu_memory_fraction
 from cloudfarm.training.bundle import BundleError
@@ -43,11 +42,7 @@ from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 from cloudfarm.inference.vllm_cpu import CpuExecutor  # noqa: E402
 
-GPU_PART = 0.9
-"""Of what the lease may use; the rest is for what vLLM does not count."""
 CPU_SEQUENCES = 32
-MAX_ADAPTERS = 4
-"""In one batch."""
 MAX_ADAPTERS_KEPT = 16
 """In memory."""
 
@@ -58,14 +53,19 @@ class VllmEngine:
     Args:
         folder: the model.
         context_tokens: the most that the model takes.
-        cache_bytes: for keys and values on a CPU; None where there is a GPU.
+        device: what vLLM's build and the lease have.
+        cache_bytes: for keys and values; None: vLLM measures what is free, of a GPU that nobody else uses.
     """
 
-    def __init__(self, folder: Path, context_tokens: int, cache_bytes: int | None) -> None:
-        on_gpu = torch.cuda.is_available()
+    def __init__(self, folder: Path, context_tokens: int, device: Device, cache_bytes: int | None) -> None:
         sized: dict[str, Any] = (
-            {"dtype": "auto", "gpu_memory_utilization": GPU_PART * gpu_memory_fraction()}
-            if on_gpu
+            {
+                "dtype": "auto",
+                # Of this vLLM checks only that so much is free as it starts, if it is told the cache.
+                "gpu_memory_utilization": GPU_PART * gpu_memory_fraction(),
+                "kv_cache_memory_bytes": cache_bytes,
+            }
+            if device == "cuda"
             else {
                 "dtype": "float32",
                 "enforce_eager": True,
@@ -94,7 +94,7 @@ class VllmEngine:
         self._about = {
             "name": "vllm",
             "version": vllm.__version__,
-            "device": "cuda" if on_gpu else "cpu",
+            "device": self._engine.vllm_config.device_config.device_type,
             "dtype": str(config.dtype).removeprefix("torch."),
         }
         self._names = itertools.count()

@@ -95,8 +95,8 @@ class Artifacts(Protocol):
     async def write(self, *parts: str, data: AsyncIterator[bytes], max_bytes: int) -> int:
         """Store a file whole or not at all and return its size; raises TooLargeError, StorageFullError."""
 
-    async def read(self, *parts: str) -> bytes:
-        """Return a file; raises NotFoundError."""
+    async def read(self, *parts: str, max_bytes: int | None = None) -> bytes:
+        """Return a file; raises NotFoundError, and TooLargeError, without reading on, for more than ``max_bytes``."""
 
     async def exists(self, *parts: str) -> bool:
         """Whether there is such a file."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cloudfarm.domain.bundles import manifest_digest
 from cloudfarm.domain.workload import Deployment, Replica, ServeApp
 from cloudfarm.errors import UnavailableError
 from cloudfarm.raylayer.hook.rules import LEASE_LABEL, REVISION_LABEL
@@ -123,7 +124,7 @@ def _application(deployment: Deployment) -> dict[str, Any]:
         "name": revision.app_name,
         "route_prefix": None,
         "import_path": revision.import_path,
-        "args": {"model_uri": deployment.model.uri},
+        "args": {"model_uri": deployment.model.uri, "digest": manifest_digest(deployment.model.manifest)},
         "deployments": [
             {
                 "name": DEPLOYMENT,

@@ -38,6 +38,8 @@ class Actor:
     max_log_bytes: int
     patience_s: float = 1.0
     """How long a step waits for what it ordered; what takes longer goes on beside the next steps."""
+    mistake: Exception | None = None
+    """The last that no order should have met. It is in the log, and all else goes on; tests end with it."""
     _under_way: dict[_Key, asyncio.Task[bool]] = field(default_factory=dict)
     _handlers: Mapping[type, Handler] = field(init=False)
     _fenced: FencedError | None = None
@@ -52,9 +54,9 @@ class Actor:
     async def carry_out(self, decisions: v.Decisions, view: v.FarmView, epoch: int) -> int:
         """Carry out every decision that is not being carried out already; return how many changed something by now.
 
-        One that fails is logged and decided again at the next tick. What changes the store only is stored before this
-        returns: the next view has it. A host, or Ray, that is slow keeps nothing else from being done: only the same
-        order to the same thing waits for it.
+        One that fails, of whatever, is logged and decided again at the next tick. What changes the store only is
+        stored before this returns: the next view has it. A host, or Ray, that is slow keeps nothing else from being
+        done: only the same order to the same thing waits for it.
 
         Raises:
             FencedError: as soon as a newer steward is found to have taken over.
@@ -104,6 +106,8 @@ class Actor:
                     change = CHANGES[type(decision)](decision, view)
                 except CloudfarmError as error:
                     log.warning("%s failed, to be tried again: %s", decision, error)
+                except Exception as error:  # noqa: BLE001 - as in _one
+                    self._note(decision, error)
                 else:
                     changes.setdefault(change.lease_id, change)
         ordered = sorted(changes.values(), key=lambda change: not change.is_news)
@@ -155,7 +159,13 @@ class Actor:
             log.info("%s: %s; decided again at the next tick", decision, error)
         except CloudfarmError as error:
             log.warning("%s failed, to be tried again: %s", decision, error)
+        except Exception as error:  # noqa: BLE001 - a steward that it ended would decide the same again, and end again
+            self._note(decision, error)
         return False
+
+    def _note(self, decision: v.Decision, error: Exception) -> None:
+        self.mistake = error
+        log.error("%s failed of a mistake in the farm's own code", decision, exc_info=error)
 
 
 def _key(decision: v.Decision) -> _Key:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cloudfarm.domain.status import Event, JobStatus, Target, transition
 from cloudfarm.domain.workload import Job
@@ -11,7 +10,7 @@ from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Artifacts, Hosts, RayJobs, UnitOfWork
 from cloudfarm.steward import view as v
 from cloudfarm.steward.orders import Handler, Orders
-from cloudfarm.steward.wrapup import archive_log, collect_models
+from cloudfarm.steward.wrapup import Published, archive_log, collect_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class WorkloadOrders(Orders):
         seen = next(job for job in view.jobs if job.id == decision.job_id)
         lease = view.leases_by_id.get(seen.lease_id)
         log_uri = seen.log_uri
-        models: list[tuple[str, str, Mapping[str, Any]]] = []
+        published = Published()
         if decision.status.is_terminal and seen.submitted_ms is not None:
             # Before the lease may end: afterwards the host keeps the log only as long as its disk does.
             if lease is not None:
@@ -89,7 +88,7 @@ class WorkloadOrders(Orders):
                     seen, lease, self.hosts, self.artifacts, self.max_log_bytes, final=True
                 )
             if decision.status is JobStatus.SUCCEEDED:
-                models = await collect_models(seen, self.artifacts)
+                published = await collect_models(seen, self.artifacts)
 
         async def work(uow: UnitOfWork) -> None:
             job = await uow.jobs.get(decision.job_id)
@@ -108,7 +107,7 @@ class WorkloadOrders(Orders):
                 driver_exit_code=ray.driver_exit_code if ray else None,
             )
             await uow.apply(step)
-            for name, uri, manifest in models:
+            for name, uri, manifest in published.models:
                 model = await uow.models.register(
                     tenant=job.tenant,
                     name=name,
@@ -126,6 +125,11 @@ class WorkloadOrders(Orders):
                         "steward",
                         f"{model.ref} from job {job.submission_id}",
                     ),
+                )
+            if told := published.told():
+                message = f"job {job.submission_id} published what is no model: {told}"
+                await uow.events.append(
+                    Event(view.now_ms, "model.refused", job.id, job.tenant, "steward", message)
                 )
 
         await self.in_store(epoch, work)

@@ -1,16 +1,28 @@
 """What is kept of a job when it ends: its log and the models that it published."""
 
-import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from cloudfarm.domain.bundles import MANIFEST, MAX_MANIFEST_BYTES, check_name, parse_manifest
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.workload import Job, attempt_line
-from cloudfarm.errors import HostError, NotFoundError, UnavailableError
+from cloudfarm.errors import (
+    CloudfarmError,
+    HostError,
+    NotFoundError,
+    StorageRefusedError,
+    TooManyError,
+    UnavailableError,
+)
 from cloudfarm.ports import Artifacts, Hosts
 
 log = logging.getLogger(__name__)
+
+MAX_MODELS = 100
+"""Of one job: all their manifests are in memory at once."""
+MAX_TOLD = 10
 
 
 async def archive_log(
@@ -44,23 +56,53 @@ async def _log_of_attempt(artifacts: Artifacts, folder: tuple[str, ...], job: Jo
     return text + attempt_line(attempt + 1).encode()
 
 
-async def collect_models(job: Job, artifacts: Artifacts) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Return ``(name, uri, manifest)`` of every whole bundle in the job's outbox (a manifest is written last)."""
-    found: list[tuple[str, str, Mapping[str, Any]]] = []
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a job left in its outbox."""
+
+    models: Sequence[tuple[str, str, Mapping[str, Any]]] = ()
+    """``(name, uri, manifest)`` of every whole bundle."""
+    refused: Sequence[str] = ()
+    """What is no model, and why."""
+
+    def told(self) -> str:
+        """Return what the owner is told of what is refused; empty if nothing is."""
+        if not self.refused:
+            return ""
+        more = len(self.refused) - MAX_TOLD
+        return "; ".join([*self.refused[:MAX_TOLD], *([f"and {more} more"] if more > 0 else [])])
+
+
+async def collect_models(job: Job, artifacts: Artifacts) -> Published:
+    """Return what a job published.
+
+    A tenant wrote all of it, and a bundle's manifest last: whatever it is, it keeps neither the job from ending nor
+    another model from being registered.
+
+    Raises:
+        UnavailableError: the store does not answer; it may later.
+    """
+    models: list[tuple[str, str, Mapping[str, Any]]] = []
+    refused: list[str] = []
     outbox = ("tenants", job.tenant, "outbox", job.id)
-    for name in await artifacts.list(*outbox):
-        if not await artifacts.exists(*outbox, name, "model.json"):
-            continue
+    try:
+        names = await artifacts.list(*outbox)
+    except StorageRefusedError as closed:
+        return Published(refused=[f"the outbox: {closed}"])
+    for name in names:
         try:
-            manifest = json.loads(await artifacts.read(*outbox, name, "model.json"))
-        except ValueError as error:
-            log.warning(
-                "job %s published a model '%s' with an unreadable manifest: %s", job.ray_id, name, error
-            )
-            continue
-        if isinstance(manifest, dict):
-            found.append((name, artifacts.uri(*outbox, name), manifest))
-    return found
+            check_name(name)
+            if not await artifacts.exists(*outbox, name, MANIFEST):
+                continue
+            if len(models) == MAX_MODELS:
+                raise TooManyError(f"a job publishes {MAX_MODELS} models at most")
+            content = await artifacts.read(*outbox, name, MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+            models.append((name, artifacts.uri(*outbox, name), parse_manifest(content)))
+        except CloudfarmError as bad:
+            if isinstance(bad, UnavailableError) and not isinstance(bad, StorageRefusedError):
+                raise
+            refused.append(f"{name[:80]!r}: {bad.detail}")
+    return Published(models, refused)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

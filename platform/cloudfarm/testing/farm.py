@@ -109,6 +109,8 @@ class MemoryFarm:
         """Let the steward look once, and wait for all that it orders; return how many decisions changed something."""
         changed = await self.steward.step()
         await self.steward.actor.finish()
+        if self.steward.actor.mistake is not None:
+            raise self.steward.actor.mistake
         return changed
 
     async def settle(self) -> None:

@@ -37,16 +37,20 @@ class MemoryArtifacts:
         self.times_ms[parts] = self.clock.now_ms()
         return len(whole)
 
-    async def read(self, *parts: str) -> bytes:
+    async def read(self, *parts: str, max_bytes: int | None = None) -> bytes:
         """Return a file."""
         checked_parts(parts)
         try:
-            return self.files[parts]
+            content = self.files[parts]
         except KeyError:
             raise NotFoundError("/".join(parts)) from None
+        if max_bytes is not None and len(content) > max_bytes:
+            raise TooLargeError(f"more than {max_bytes} bytes")
+        return content
 
     async def exists(self, *parts: str) -> bool:
         """Whether there is such a file."""
+        checked_parts(parts)
         return parts in self.files
 
     async def modified_ms(self, *parts: str) -> int | None:
@@ -56,6 +60,7 @@ class MemoryArtifacts:
 
     async def list(self, *parts: str) -> Sequence[str]:
         """Return the names in a folder."""
+        checked_parts(parts)
         return sorted(
             {
                 path[len(parts)]

@@ -10,6 +10,7 @@ This module imports neither Ray nor torch.
 """
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -25,12 +26,10 @@ import safetensors
 import safetensors.numpy
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
-from cloudfarm.domain.bundles import weights_version
+from cloudfarm.domain.bundles import MANIFEST, MAX_MANIFEST_BYTES, manifest_digest, weights_version
 from cloudfarm.errors import CloudfarmError, NotFoundError
 
-MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
-MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 64 << 30
 COPIED_BYTES = 4 << 20
 
@@ -126,15 +125,19 @@ def read_manifest(uri: str) -> Manifest:
         return manifest_in(directory)
 
 
-def read_bundle(uri: str) -> Bundle:
+def read_bundle(uri: str, digest: str | None = None) -> Bundle:
     """Return the bundle at ``uri`` after checking the size and SHA-256 of every file.
+
+    Args:
+        uri: a path or URI.
+        digest: as :func:`manifest_in`.
 
     Raises:
         NotFoundError: there is no bundle there, or it is still being written.
-        BundleError: the bundle is not valid: see the module's docstring.
+        BundleError: the bundle is not valid (see the module's docstring), or another one.
     """
     with Directory(uri) as directory:
-        manifest = manifest_in(directory)
+        manifest = manifest_in(directory, digest)
         weights: Arrays = {}
         for name, expected in manifest.files.items():
             try:
@@ -175,16 +178,29 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.LocalFileSystem(), os.path.abspath(uri)  # noqa: PTH100 - Path.resolve would follow links
 
 
-def manifest_in(directory: "Directory") -> Manifest:
-    """Return the manifest of an opened bundle; raises as :func:`read_manifest`."""
+def manifest_in(directory: "Directory", digest: str | None = None) -> Manifest:
+    """Return the manifest of an opened bundle.
+
+    Args:
+        directory: the bundle.
+        digest: of the manifest that is wanted (``manifest_digest``); None: whichever is there.
+
+    Raises:
+        NotFoundError, BundleError: as :func:`read_manifest`, and if it is another manifest.
+    """
     try:
         content = directory.read(MANIFEST, MAX_MANIFEST_BYTES)
     except FileNotFoundError as gone:
         raise NotFoundError(f"{directory.uri} holds no model bundle ({MANIFEST} is not there)") from gone
     try:
-        return Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as bad:
         raise BundleError(f"{directory.uri}: {MANIFEST} is not valid: {bad}") from bad
+    if digest is not None and manifest_digest(json.loads(content)) != digest:
+        raise BundleError(
+            f"{directory.uri} has changed since it was registered: its {MANIFEST} is another one now; register it anew"
+        )
+    return manifest
 
 
 class Directory:

@@ -10,16 +10,16 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import safetensors
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, TEXT_EMBEDDING
-from cloudfarm.training.bundle import MANIFEST, BundleError, Directory, FileName, Manifest, manifest_in
+from cloudfarm.domain.bundles import CAUSAL_LM, LORA_ADAPTER, MANIFEST, TEXT_EMBEDDING
+from cloudfarm.training.bundle import BundleError, Directory, FileName, Manifest, manifest_in
 
 KINDS = (CAUSAL_LM, TEXT_EMBEDDING, LORA_ADAPTER)
 
@@ -29,9 +29,11 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 MAX_TEXT_BYTES = 64 << 20
 MAX_RANK = 64
+MAX_ADAPTER_BYTES = 1 << 30
+"""Of all its files. With rank 64 on all linear layers of 8 billion weights an adapter in float32 has 0.7 GB."""
 
 _ADAPTER_KEYS = {
-    "alora_invocation_tokens", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "init_lora_weights",
     "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
     "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
@@ -69,39 +71,58 @@ class AdapterSpec(BaseModel):
     rank: int = Field(ge=1, le=MAX_RANK)
 
 
-_SPECS: dict[str, type[CausalLmSpec | EmbeddingSpec | AdapterSpec]] = {
+Spec = TypeVar("Spec", bound=BaseModel)
+_SPECS: dict[str, type[BaseModel]] = {
     CAUSAL_LM: CausalLmSpec,
     TEXT_EMBEDDING: EmbeddingSpec,
     LORA_ADAPTER: AdapterSpec,
 }
 
 
-def fetch_bundle(uri: str, into: Path) -> Manifest:
+def fetch_bundle(uri: str, into: Path, digest: str | None = None) -> Manifest:
     """Copy a bundle that holds a Hugging Face folder into the new folder ``into``, and return its manifest.
 
     Whoever loads the copy reads what was checked, whatever happens to the bundle meanwhile. ``into`` is there only
     when it is whole.
 
+    Args:
+        uri: a path or URI of the bundle.
+        into: made here.
+        digest: of the manifest that is wanted (``manifest_digest``); None: whichever is there.
+
     Raises:
         NotFoundError: there is no bundle there, or it is still being written.
-        BundleError: the bundle is not valid: a file is missing, was changed, is a link, or may not be served.
+        BundleError: the bundle is not valid: a file is missing, was changed, is a link, or may not be served; or it is
+            another one.
     """
     aside = into.with_name(f".{into.name}.{uuid4().hex}.part")
     try:
         with Directory(uri) as directory:
-            manifest = manifest_in(directory)
+            manifest = manifest_in(directory, digest)
             aside.mkdir(parents=True)
+            check_sizes(manifest.kind, {name: file.bytes for name, file in manifest.files.items()})
             for name, expected in manifest.files.items():
-                if not name.endswith(".safetensors") and expected.bytes > MAX_TEXT_BYTES:
-                    raise BundleError(
-                        f"{uri}: {name} has more than the {MAX_TEXT_BYTES} bytes of a text file"
-                    )
                 directory.copy(name, expected, aside / name)
         check_folder(aside, manifest.kind, manifest.spec)
         aside.rename(into)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest
+
+
+def check_sizes(kind: str, sizes: Mapping[str, int]) -> None:
+    """Refuse files that are too large, before any is copied; raises BundleError.
+
+    Whoever asks for an adapter has a replica of somebody else's fetch it while others are answered.
+    """
+    for name, size in sizes.items():
+        if not name.endswith(".safetensors") and size > MAX_TEXT_BYTES:
+            raise BundleError(f"{name} has more than the {MAX_TEXT_BYTES} bytes of a text file")
+    if kind == LORA_ADAPTER:
+        if beside := sorted(n for n in sizes if n.endswith(".safetensors") and n != ADAPTER_WEIGHTS):
+            raise BundleError(f"{beside[0]}: an adapter's weights are {ADAPTER_WEIGHTS} and nothing else")
+        if (total := sum(sizes.values())) > MAX_ADAPTER_BYTES:
+            raise BundleError(f"the adapter has {total} bytes, more than {MAX_ADAPTER_BYTES}")
 
 
 def check_folder(folder: Path, kind: str, spec: Any) -> list[str]:
@@ -112,10 +133,7 @@ def check_folder(folder: Path, kind: str, spec: Any) -> list[str]:
     """
     if kind not in KINDS:
         raise BundleError(f"a {kind} is not a Hugging Face folder; one of {', '.join(KINDS)} is")
-    try:
-        _SPECS[kind].model_validate(spec)
-    except ValidationError as bad:
-        raise BundleError(f"the spec is not that of a {kind}: {bad}") from bad
+    _check_spec(_SPECS[kind], kind, spec)
     names = _plain_names(folder)
     for name in names:
         if name.endswith(".safetensors"):
@@ -127,6 +145,18 @@ def check_folder(folder: Path, kind: str, spec: Any) -> list[str]:
     else:
         _check_model(folder, names)
     return names
+
+
+def checked_spec(form: type[Spec], manifest: Manifest) -> Spec:
+    """Return the spec of a manifest in the form of its kind; raises BundleError."""
+    return _check_spec(form, manifest.kind, manifest.spec)
+
+
+def _check_spec(form: type[Spec], kind: str, spec: Any) -> Spec:
+    try:
+        return form.model_validate(spec)
+    except ValidationError as bad:
+        raise BundleError(f"the spec is not that of a {kind}: {bad}") from bad
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ and published as a bundle of kind ``lora-adapter``, which is served on the base 
 held-out pairs are only measured, before and after: nothing is chosen by them, the last step's adapter is published.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -103,11 +104,16 @@ class _Worker:
             "default"
         ].base_model_name_or_path = self.base.name  # not a folder of this host
 
+        digest = hashlib.sha256()
+
         def examples(part: str) -> list[Example]:
-            return encode(tokenizer, load_pairs(config.data, part, config.language), config.system)
+            rows = load_pairs(config.data, part, config.language)
+            digest.update(json.dumps(rows).encode())
+            return encode(tokenizer, rows, config.system)
 
         self.train = examples("train")
         held_out = examples("held-out")
+        self.pairs_sha256 = digest.hexdigest()
         self.held_out = held_out[:: -(-len(held_out) // config.held_out)]
         self.kinds = sorted({example.kind for example in self.held_out})
         if len(self.train) < config.batch_size * self.world:
@@ -134,14 +140,12 @@ class _Worker:
         return figures(sums, self.kinds) | {"pairs": float(len(self.held_out))}
 
     def identity(self) -> dict[str, JsonValue]:
-        """Return what must be the same for a checkpoint to be gone on with."""
-        config = self.config
+        """Return what must be the same for a checkpoint to be gone on with: all that the figures depend on."""
         return {
+            **self.config.model_dump(mode="json", exclude={"base", "model_name", "checkpoint_steps"}),
             "base": self.base.version,
-            "rank": config.rank,
-            "target_modules": list(config.target_modules),
-            "data": [config.data, config.language, config.system],
-            "batch": [config.batch_size, self.world, config.seed],
+            "world": self.world,
+            "pairs": self.pairs_sha256,
         }
 
 
@@ -252,7 +256,7 @@ def _resume(worker: _Worker, optimizer: torch.optim.Optimizer) -> tuple[int, dic
         adapter = load_file(Path(folder) / ADAPTER_WEIGHTS)
     if state["identity"] != json.dumps(worker.identity()):
         raise ResumeError(
-            "this run's checkpoint has another base, shape or data; give the run another --run-name"
+            "this run's checkpoint has another base, other settings or other data; give the run another --run-name"
         )
     set_peft_model_state_dict(worker.model, adapter)
     optimizer.load_state_dict(state["optimizer"])

@@ -14,10 +14,10 @@ import pyarrow.fs
 import safetensors.numpy
 from pydantic import JsonValue, ValidationError
 
+from cloudfarm.domain.bundles import MANIFEST
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.training.bundle import (
     COPIED_BYTES,
-    MANIFEST,
     WEIGHTS,
     Arrays,
     BundleFile,
@@ -25,7 +25,7 @@ from cloudfarm.training.bundle import (
     Manifest,
     resolve,
 )
-from cloudfarm.training.hf_folder import check_folder
+from cloudfarm.training.hf_folder import check_folder, check_sizes
 
 OUTBOX = "CLOUDFARM_MODEL_OUTBOX"
 """Environment variable with the path or URI to publish to; the farm sets it in every lease."""
@@ -116,6 +116,7 @@ def publish_folder(
     """
     names = check_folder(folder, kind, dict(spec))
     sizes = {each: (folder / each).stat().st_size for each in names}
+    check_sizes(kind, sizes)
     draft = _manifest(
         name=name,
         kind=kind,

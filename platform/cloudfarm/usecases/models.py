@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 
+from cloudfarm.domain.bundles import MODEL_NAME
 from cloudfarm.domain.tenant import Role
 from cloudfarm.domain.workload import ModelVersion
 from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, missing
 
-_REF = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})(?::([1-9][0-9]{0,8}))?")
+_REF = re.compile(rf"({MODEL_NAME})(?::([1-9][0-9]{{0,8}}))?")
 
 
 async def list_models(store: Store, principal: Principal) -> Sequence[ModelVersion]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, kind_of
+from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, kind_of, manifest_digest
 from cloudfarm.domain.generation import Adapter
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import CredentialKind, Role
@@ -189,4 +189,4 @@ async def _adapter(uow: UnitOfWork, principal: Principal, base: ModelVersion, na
     found = _adapters(await uow.models.list(principal.home), base).get(name)
     if found is None:
         raise missing("adapter", name)
-    return Adapter(found.id, found.name, found.uri)
+    return Adapter(found.id, found.name, found.uri, manifest_digest(found.manifest))
