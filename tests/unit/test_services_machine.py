@@ -14,7 +14,7 @@ from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.load import Load, LoadReport
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, Target
 from cloudfarm.domain.workload import Revision, Service
-from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.steward.scene import LEAVE_MS
 from cloudfarm.testing.farm import MemoryFarm
 
 from .test_steward_machine import FarmMachine

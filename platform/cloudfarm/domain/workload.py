@@ -8,6 +8,8 @@ from cloudfarm.domain.status import JobStatus, RevisionStatus, ServiceStatus, Ta
 
 RUN_APP = "cloudfarm.inference.run_app"
 """Stands for the program of tenants' own applications: no program of the farm's, but a job in the lease runs them."""
+DRAIN_S = 600
+"""How long a replica that is to go may take for what it was asked: the longest stream."""
 LEFT_ITS_LEASE = "left_its_lease"
 """``error_type`` of a job that was stopped because its work was found outside its lease."""
 

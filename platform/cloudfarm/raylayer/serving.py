@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cloudfarm.domain.workload import Deployment, Replica, ServeApp
+from cloudfarm.domain.workload import DRAIN_S, Deployment, Replica, ServeApp
 from cloudfarm.errors import UnavailableError
 from cloudfarm.raylayer.hook.rules import LEASE_LABEL, REVISION_LABEL
 from cloudfarm.raylayer.ray_http import RayHttp
@@ -19,8 +19,6 @@ DEPLOYMENT = "Model"
 """The name of the one deployment that each of the farm's programs in ``services/`` has."""
 MAX_ONGOING_REQUESTS = 100
 """Of a replica; what is beyond waits in Serve."""
-DRAIN_S = 600
-"""How long a replica that is to go may take for what it was asked: the longest stream."""
 _PATH = "/api/serve/applications/"
 
 

@@ -1,0 +1,117 @@
+"""Each revision of the open services with all that is known of it: its leases, and what Serve has of it."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cloudfarm.domain.lease import Lease
+from cloudfarm.domain.status import LeaseStatus, RevisionStatus, Target
+from cloudfarm.domain.workload import DRAIN_S, Job, Revision, ServeApp, Service
+from cloudfarm.steward.scaling import SILENT_MS, is_fresh
+from cloudfarm.steward.view import FarmView
+
+LEAVE_MS = 3_000
+"""How long requests may still come in to what gets none any more: the front door remembers for less than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A revision with all that is known of it."""
+
+    service: Service
+    revision: Revision
+    held: tuple[Lease, ...]
+    """Its leases, but those that are given back."""
+    app: ServeApp | None
+    """None: Serve does not have it, if Serve could be seen."""
+    view: FarmView
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is to end, or its service is."""
+        return Target.END in (self.revision.target, self.service.target)
+
+    @property
+    def is_going(self) -> bool:
+        """Whether the job of a tenant's own application was told to end it: one that wakes then gets another lease."""
+        jobs = (self.view.app_jobs.get(lease.id) for lease in self.held)
+        ends = any(job is not None and job.target is Target.END for job in jobs)
+        return ends and self.revision.status is RevisionStatus.IDLE
+
+    @property
+    def wanted(self) -> int:
+        """How many replicas are to answer requests."""
+        return 0 if self.is_ending or self.is_going else self.revision.replicas
+
+    @property
+    def active(self) -> tuple[Lease, ...]:
+        """Its leases whose nodes are up."""
+        return tuple(lease for lease in self.held if lease.status is LeaseStatus.ACTIVE)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether no request can be on its way to it any more."""
+        left_ms = self.revision.left_ms
+        return left_ms is not None and self.view.now_ms - left_ms >= LEAVE_MS
+
+    @property
+    def in_serve(self) -> int:
+        """How many replicas Serve should run: as many as have a node, so that it never waits for one."""
+        if self.wanted:
+            return min(self.wanted, len(self.active))
+        return 0 if self.app is None else min(self._still_needed, len(self.active))
+
+    @property
+    def _still_needed(self) -> int:
+        """How many replicas the requests need that it was sent before it got none any more.
+
+        Some may wait in the front door for a replica that is less busy. Serve lets replicas finish what they have, but
+        without any replica what waits there would wait for ever.
+        """
+        view, left_ms, most = self.view, self.revision.left_ms, len(self.active)
+        if left_ms is None or not self.has_left:
+            return most
+        if view.now_ms - left_ms >= LEAVE_MS + DRAIN_S * 1000:
+            return 0
+        if view.loads is None or not is_fresh(view.loads, view.now_ms):
+            # A front door that has been silent for long has lost them; a steward that has just begun has not heard yet.
+            return most if view.now_ms - view.watching_since_ms <= SILENT_MS else 0
+        if view.loads.at_ms - left_ms < LEAVE_MS:
+            return most
+        return -(-view.loads.under_way.get(self.revision.app_name, 0) // self.service.target_load)
+
+    @property
+    def ended_job(self) -> Job | None:
+        """The job that was to run a tenant's own application, if it is over."""
+        jobs = (self.view.app_jobs.get(lease.id) for lease in self.active)
+        return next((job for job in jobs if job is not None and job.status.is_terminal), None)
+
+    def standing(self) -> tuple[RevisionStatus, str]:
+        """Return what it does, and why."""
+        if not self.wanted:
+            return RevisionStatus.IDLE, "asleep until the next request"
+        if not self.active:
+            return RevisionStatus.PENDING, "waits for its lease"
+        if self.ended_job is not None:
+            return RevisionStatus.FAILED, self.ended_job.message or "the job that ran it has ended"
+        if self.view.serve_apps is None:
+            return self.revision.status, self.revision.message
+        if self.app is not None and self.app.running:
+            return RevisionStatus.RUNNING, ""
+        failed = self.app is not None and self.app.failed
+        return (
+            RevisionStatus.FAILED if failed else RevisionStatus.STARTING,
+            self.app.message if self.app else "",
+        )
+
+
+def scenes_of(view: FarmView) -> Iterator[Scene]:
+    """Yield every revision that has not ended."""
+    held: defaultdict[str, list[Lease]] = defaultdict(list)
+    for lease in view.leases:
+        if lease.revision_id is not None and lease.target is Target.RUN:
+            held[lease.revision_id].append(lease)
+    by_id = {service.id: service for service in view.services}
+    for revision in view.revisions:
+        app = (view.serve_apps or {}).get(revision.app_name)
+        yield Scene(by_id[revision.service_id], revision, tuple(held[revision.id]), app, view)

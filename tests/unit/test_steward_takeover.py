@@ -1,0 +1,85 @@
+"""Services of which something goes while it is asked: requests and replicas of what is replaced, shrunk, lost or moved."""
+
+import pytest
+
+from cloudfarm.domain.status import RevisionStatus
+from cloudfarm.domain.workload import DRAIN_S
+from cloudfarm.steward.scaling import SILENT_MS
+from cloudfarm.steward.scene import LEAVE_MS
+from cloudfarm.testing.farm import MemoryFarm
+
+from .test_steward_services import WIND, pass_time, report, statuses
+
+
+@pytest.fixture
+async def farm() -> MemoryFarm:
+    farm = MemoryFarm()
+    await farm.begin()
+    farm.clock.advance(SILENT_MS + 1)
+    return farm
+
+
+async def replaced(farm: MemoryFarm, **under_way: int) -> None:
+    """Let a service of two replicas be given another model, with requests under way, and stop as that takes over."""
+    await farm.deploy("wind", min_replicas=2, max_replicas=2, target_load=10)
+    await farm.settle()
+    await farm.deploy("wind")
+    report(farm, peak=20, **under_way)
+    await farm.settle()
+    assert (await farm.service(WIND)).current_id == "r-wind-2"
+
+
+async def test_what_waits_for_a_replica_of_the_one_before_is_answered_by_it(farm) -> None:
+    """Its replicas are busy, so requests wait in the front door, to which Serve would never name a replica again."""
+    await replaced(farm, r1=15)
+    await pass_time(farm, 60_000)
+    assert farm.serving.applied["a.wind.1"].replicas == 2
+    report(farm, peak=20, r1=10)
+    await farm.settle()
+    assert farm.serving.applied["a.wind.1"].replicas == 1
+    assert len(await farm.leases_of("r-wind-1")) == 1
+    report(farm, peak=20)
+    await farm.settle()
+    assert "a.wind.1" not in farm.serving.applied
+    assert await statuses(farm) == [RevisionStatus.ENDED, RevisionStatus.RUNNING]
+
+
+async def test_what_was_said_before_the_last_request_can_have_come_says_nothing_of_it(farm) -> None:
+    await replaced(farm)
+    farm.clock.advance(LEAVE_MS)
+    await farm.settle()
+    assert farm.serving.applied["a.wind.1"].replicas == 2
+    report(farm, peak=20)
+    await farm.settle()
+    assert "a.wind.1" not in farm.serving.applied
+
+
+async def test_the_one_before_answers_no_longer_than_the_longest_stream(farm) -> None:
+    await replaced(farm, r1=1)
+    farm.clock.advance(LEAVE_MS + DRAIN_S * 1000 - 1)
+    report(farm, peak=20, r1=1)
+    await farm.settle()
+    assert "a.wind.1" in farm.serving.applied
+    farm.clock.advance(1)
+    await farm.settle()
+    assert "a.wind.1" not in farm.serving.applied
+
+
+async def test_a_front_door_that_is_silent_for_long_has_lost_its_requests(farm) -> None:
+    await replaced(farm, r1=15)
+    farm.clock.advance(SILENT_MS)
+    await farm.settle()
+    assert "a.wind.1" in farm.serving.applied
+    farm.clock.advance(1)
+    await farm.settle()
+    assert "a.wind.1" not in farm.serving.applied
+
+
+async def test_a_steward_that_has_just_begun_waits_to_hear_what_is_under_way(farm) -> None:
+    await replaced(farm, r1=15)
+    farm.clock.advance(60_000)
+    await farm.crash()
+    await farm.settle()
+    assert farm.serving.applied["a.wind.1"].replicas == 2
+    await pass_time(farm, SILENT_MS + 1_000)
+    assert "a.wind.1" not in farm.serving.applied
