@@ -148,13 +148,13 @@ class ServicesMachine(FarmMachine):
     def streams(self, name: str, number: int, on: bool) -> None:
         (self.farm.serving.busy.add if on else self.farm.serving.busy.discard)(f"a.{name}.{number}")
 
-    @rule(down=st.booleans())
-    def serve_trouble(self, down: bool) -> None:
-        self.farm.serving.down = down
+    @rule(down=st.booleans(), blind=st.booleans())
+    def serve_trouble(self, down: bool, blind: bool) -> None:
+        self.farm.serving.down, self.farm.serving.blind = down, blind
 
     def calm(self) -> None:
         super().calm()
-        self.farm.serving.down = False
+        self.farm.serving.down = self.farm.serving.blind = False
         self.farm.serving.busy.clear()
 
     async def everything_ends(self) -> None:

@@ -1,4 +1,4 @@
-"""Services of which something goes while it is asked: requests and replicas of what is replaced, shrunk, lost or moved."""
+"""Services of which something goes while they are asked: what is replaced, shrunk, lost or moved."""
 
 import pytest
 
@@ -83,3 +83,21 @@ async def test_a_steward_that_has_just_begun_waits_to_hear_what_is_under_way(far
     assert farm.serving.applied["a.wind.1"].replicas == 2
     await pass_time(farm, SILENT_MS + 1_000)
     assert "a.wind.1" not in farm.serving.applied
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_no_other_replica_goes_before_serve_has_seen_that_one_is_lost(farm, lost: int) -> None:
+    """Serve chooses who goes if there are to be fewer, and one that it takes for running is as good as any."""
+    await farm.deploy("wind", min_replicas=2, max_replicas=2)
+    await farm.settle()
+    leases = await farm.leases_of("r-wind-1")
+    gone, kept = leases[lost].slices[0], leases[1 - lost].slices[0]
+    farm.serving.blind = True
+    farm.hosts.slow |= {"h0", "h1"}
+    farm.hosts.lose(gone.name)
+    await farm.settle()
+    assert farm.serving.nodes_of("a.wind.1") == {gone.node_id, kept.node_id}
+    farm.serving.blind = False
+    await farm.settle()
+    assert farm.serving.applied["a.wind.1"].replicas == 1
+    assert farm.serving.nodes_of("a.wind.1") == {kept.node_id}

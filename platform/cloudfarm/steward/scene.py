@@ -56,10 +56,20 @@ class Scene:
 
     @property
     def in_serve(self) -> int:
-        """How many replicas Serve should run: as many as have a node, so that it never waits for one."""
-        if self.wanted:
-            return min(self.wanted, len(self.active))
-        return 0 if self.app is None else min(self._still_needed, len(self.active))
+        """How many replicas Serve should run: as many as have a node, so that it never waits for one.
+
+        One whose node is lost counts until Serve has seen that: of fewer it would stop another one, that answers.
+        """
+        wanted = self.wanted or (0 if self.app is None else self._still_needed)
+        return min(wanted, len(self.active) + self._lost_unseen)
+
+    @property
+    def _lost_unseen(self) -> int:
+        """How many replicas Serve still has on nodes that are none of the revision's any more."""
+        if self.app is None:
+            return 0
+        nodes = {None, *(piece.node_id for lease in self.active for piece in lease.slices)}
+        return sum(not replica.stopping and replica.node_id not in nodes for replica in self.app.replicas)
 
     @property
     def _still_needed(self) -> int:
@@ -68,7 +78,7 @@ class Scene:
         Some may wait in the front door for a replica that is less busy. Serve lets replicas finish what they have, but
         without any replica what waits there would wait for ever.
         """
-        view, left_ms, most = self.view, self.revision.left_ms, len(self.active)
+        view, left_ms, most = self.view, self.revision.left_ms, len(self.held)
         if left_ms is None or not self.has_left:
             return most
         if view.now_ms - left_ms >= LEAVE_MS + DRAIN_S * 1000:

@@ -30,6 +30,8 @@ class FakeServing:
     """Applications that cannot run."""
     busy: set[str] = field(default_factory=set)
     """Applications whose replicas have requests to answer: one that is to go stays."""
+    blind: bool = False
+    """Whether it has not seen yet that nodes are lost, and takes their replicas for running."""
     down: bool = False
     taking: asyncio.Event | None = None
     """Set when Serve takes what it is told; None: at once."""
@@ -91,10 +93,10 @@ class FakeServing:
     # === Test methods ===
 
     def move(self) -> None:
-        """Do what Serve does all the time: forget replicas of lost nodes, let go of some, place others."""
+        """Do what Serve does all the time: forget replicas of nodes that it sees lost, let go of some, place others."""
         for name in [*self._replicas, *self.applied]:
             wanted = self.applied[name].replicas if name in self.applied else 0
-            there = [each for each in self._replicas.get(name, ()) if self._is_up(each.node_id)]
+            there = [each for each in self._replicas.get(name, ()) if self.blind or self._is_up(each.node_id)]
             staying = [each for each in there if not each.stopping][:wanted]
             going = [replace(each, running=False, stopping=True) for each in there if each not in staying]
             kept = staying + (going if name in self.busy else [])
