@@ -209,7 +209,7 @@ class ServeApp:
 
     name: str
     running: bool
-    """Whether it answers: each of its deployments has a running replica."""
+    """Whether it answers: each of its deployments has a running replica, or gets one when it is asked."""
     failed: bool
     message: str = ""
     replicas_wanted: int = 0

@@ -118,14 +118,17 @@ def _seen(name: str, app: Mapping[str, Any]) -> ServeApp:
     """Return what Serve says of one application.
 
     It answers if each of its deployments has a running replica, whatever Serve calls it: while it grows or shrinks it
-    is ``DEPLOYING``, and those replicas go on.
+    is ``DEPLOYING``, and those replicas go on. One that Serve has scaled to none starts when it is asked.
     """
     deployments = list(app.get("deployments", {}).values())
     replicas = [[_replica(each) for each in deployment["replicas"]] for deployment in deployments]
-    answers = bool(replicas) and all(any(each.running for each in those) for those in replicas)
+    answers = [
+        each["target_num_replicas"] == 0 or any(replica.running for replica in those)
+        for each, those in zip(deployments, replicas, strict=True)
+    ]
     return ServeApp(
         name=name,
-        running=answers and app["status"] != "DELETING",
+        running=bool(answers) and all(answers) and app["status"] != "DELETING",
         failed=app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"),
         message=app.get("message") or "",
         replicas_wanted=max((each["target_num_replicas"] for each in deployments), default=0),
