@@ -154,10 +154,7 @@ async def test_another_model_takes_over_when_it_runs_and_the_one_before_ends_lat
     await farm.settle()
     assert (await farm.service(WIND)).current_id == "r-wind-1"
     assert await statuses(farm) == [RevisionStatus.RUNNING, RevisionStatus.PENDING]
-    farm.hosts.slow.clear()
-    for key, node in list(farm.hosts.nodes.items()):  # those that were ordered while it was slow
-        if node.node_id is None:
-            del farm.hosts.nodes[key]
+    farm.hosts.quicken()
     await farm.settle()
     assert (await farm.service(WIND)).current_id == "r-wind-2"
     assert farm.serving.nodes_of("a.wind.1")  # requests may still be on their way to it

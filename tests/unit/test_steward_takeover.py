@@ -1,8 +1,10 @@
 """Services of which something goes while they are asked: what is replaced, shrunk, lost or moved."""
 
+from dataclasses import replace
+
 import pytest
 
-from cloudfarm.domain.status import RevisionStatus
+from cloudfarm.domain.status import LeaseStatus, RevisionStatus
 from cloudfarm.domain.workload import DRAIN_S
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
@@ -101,3 +103,44 @@ async def test_no_other_replica_goes_before_serve_has_seen_that_one_is_lost(farm
     await farm.settle()
     assert farm.serving.applied["a.wind.1"].replicas == 1
     assert farm.serving.nodes_of("a.wind.1") == {kept.node_id}
+
+
+async def promote(farm: MemoryFarm) -> None:
+    async with farm.store.begin() as uow:
+        canary = await uow.revisions.get("r-wind-2")
+        await uow.revisions.update(replace(canary, canary_percent=0))
+        await uow.commit()
+
+
+async def with_canary(farm: MemoryFarm) -> None:
+    """Let a service need three replicas, and have a canary with one."""
+    await farm.deploy("wind", max_replicas=3, target_load=10)
+    report(farm, peak=30)
+    await farm.settle()
+    await farm.deploy("wind", canary_percent=10)
+    await farm.settle()
+    assert [len(farm.serving.nodes_of(f"a.wind.{number}")) for number in (1, 2)] == [3, 1]
+
+
+async def test_a_promoted_canary_grows_before_it_takes_over(farm) -> None:
+    await with_canary(farm)
+    farm.hosts.slow |= {"h0", "h1"}
+    await promote(farm)
+    await farm.settle()
+    assert len(await farm.leases_of("r-wind-2")) == 3
+    assert (await farm.service(WIND)).current_id == "r-wind-1"
+    farm.hosts.quicken()
+    await farm.settle()
+    assert (await farm.service(WIND)).current_id == "r-wind-2"
+    assert len(farm.serving.nodes_of("a.wind.2")) == 3
+
+
+async def test_a_promoted_canary_takes_over_with_what_there_is_room_for(farm) -> None:
+    await with_canary(farm)
+    await farm.request("l-other", "2x1", tenant="b")
+    await farm.settle()
+    await promote(farm)
+    await farm.settle()
+    await pass_time(farm, 1_000)
+    assert LeaseStatus.WAITING in {lease.status for lease in await farm.leases_of("r-wind-2")}
+    assert (await farm.service(WIND)).current_id == "r-wind-2"

@@ -61,15 +61,15 @@ def _run(scene: Scene) -> Iterator[Decision]:
     if status is RevisionStatus.FAILED and not is_current:
         yield EndRevision(revision.id, f"does not run: {message}")
         return
-    if status is not revision.status:
-        yield UpdateRevision(revision.id, status, message)
-    elif status is RevisionStatus.RUNNING and not is_current and _may_take_over(scene):
-        yield PromoteRevision(revision.id)
-    if view.stopping:
-        return
     loads = view.loads if is_fresh(view.loads, view.now_ms) else None
     # What is to take over stays awake: it has to show that it runs.
     replicas = wanted_replicas(scene.service, revision, loads, view.now_ms, at_least=0 if is_current else 1)
+    if status is not revision.status:
+        yield UpdateRevision(revision.id, status, message)
+    elif status is RevisionStatus.RUNNING and not is_current and _may_take_over(scene, replicas):
+        yield PromoteRevision(revision.id)
+    if view.stopping:
+        return
     if replicas != revision.replicas:
         yield ScaleRevision(revision.id, replicas)
     elif len(scene.held) < replicas:
@@ -100,13 +100,14 @@ def _abandoned(view: FarmView, scenes: Sequence[Scene]) -> Iterator[Decision]:
         yield RemoveApps(names)
 
 
-def _may_take_over(scene: Scene) -> bool:
-    """Whether all replicas run for which there is room: those that wait in the queue are not waited for."""
-    placed = (LeaseStatus.STARTING, LeaseStatus.ACTIVE)
+def _may_take_over(scene: Scene, replicas: int) -> bool:
+    """Whether so many replicas run, or all for which there is room: a lease that is told why it waits has none."""
+    if scene.revision.canary_percent:
+        return False
     running = sum(replica.running for replica in scene.app.replicas) if scene.app is not None else 0
-    return scene.revision.canary_percent == 0 and running >= sum(
-        lease.status in placed for lease in scene.held
-    )
+    waiting = [lease for lease in scene.held if lease.status is LeaseStatus.WAITING]
+    have_asked = len(scene.held) >= replicas and all(lease.message for lease in waiting)
+    return running >= replicas or (have_asked and running >= len(scene.held) - len(waiting))
 
 
 def _give_back(scene: Scene) -> Iterator[Decision]:

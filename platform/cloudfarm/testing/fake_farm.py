@@ -168,6 +168,13 @@ class FakeHosts:
         """Know of no host, as a steward does that has just started and has not heard from any."""
         self._seen_ms.clear()
 
+    def quicken(self) -> None:
+        """Let hosts be slow no longer: what they have begun to start is up."""
+        self.slow.clear()
+        for key, node in self.nodes.items():
+            if node.phase is NodePhase.STARTING:
+                self.nodes[key] = replace(node, phase=NodePhase.UP, node_id=f"ray-{node.name}")
+
     def lose(self, name: str) -> None:
         """Let a node die by itself; its host knows of it until it is killed."""
         for key in list(self.nodes):
