@@ -144,3 +144,54 @@ async def test_a_promoted_canary_takes_over_with_what_there_is_room_for(farm) ->
     await pass_time(farm, 1_000)
     assert LeaseStatus.WAITING in {lease.status for lease in await farm.leases_of("r-wind-2")}
     assert (await farm.service(WIND)).current_id == "r-wind-2"
+
+
+async def broken(farm: MemoryFarm, **settings: int) -> None:
+    """Let a service's first revision fail."""
+    farm.serving.failing.add("a.wind.1")
+    await farm.deploy("wind", **settings)
+    await farm.settle()
+    assert await statuses(farm) == [RevisionStatus.FAILED]
+
+
+async def test_what_has_failed_and_nobody_asks_for_costs_nothing_until_it_is_tried_again(farm) -> None:
+    await broken(farm, min_replicas=0, idle_ms=60_000)
+    farm.clock.advance(59_000)
+    report(farm, peak=0, last_ms=1)
+    await farm.settle()
+    assert await statuses(farm) == [RevisionStatus.FAILED]
+    farm.clock.advance(1_000)
+    report(farm, peak=0, last_ms=1)
+    await farm.settle()
+    (idle,) = await farm.revisions(WIND)
+    assert (idle.status, idle.message) == (
+        RevisionStatus.IDLE,
+        "asleep until the next request; did not run: broken",
+    )
+    await pass_time(farm, LEAVE_MS + 1_000)
+    assert await farm.leases_of("r-wind-1") == []
+    farm.serving.failing.clear()
+    report(farm, peak=1, waiting=1)
+    await farm.settle()
+    assert await statuses(farm) == [RevisionStatus.RUNNING]
+
+
+@pytest.mark.parametrize("least", [0, 1])
+async def test_what_has_failed_makes_room_for_what_is_to_take_over(least: int) -> None:
+    farm = MemoryFarm(limit_milli_gpus=500)
+    await farm.begin()
+    await broken(farm, min_replicas=least)
+    await farm.deploy("wind")
+    await farm.settle()
+    await pass_time(farm, SILENT_MS + LEAVE_MS)
+    assert (await farm.service(WIND)).current_id == "r-wind-2"
+    assert await statuses(farm) == [RevisionStatus.ENDED, RevisionStatus.RUNNING]
+
+
+async def test_what_has_failed_is_tried_again_if_nothing_takes_over(farm) -> None:
+    await broken(farm)
+    farm.serving.failing.add("a.wind.2")
+    await farm.deploy("wind")
+    await pass_time(farm, SILENT_MS + LEAVE_MS)
+    assert await statuses(farm) == [RevisionStatus.FAILED, RevisionStatus.ENDED]
+    assert len(await farm.leases_of("r-wind-1")) == 1

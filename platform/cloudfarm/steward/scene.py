@@ -25,6 +25,8 @@ class Scene:
     app: ServeApp | None
     """None: Serve does not have it, if Serve could be seen."""
     view: FarmView
+    is_followed: bool
+    """Whether another revision is to take over from it."""
 
     @property
     def is_ending(self) -> bool:
@@ -99,7 +101,9 @@ class Scene:
     def standing(self) -> tuple[RevisionStatus, str]:
         """Return what it does, and why."""
         if not self.wanted:
-            return RevisionStatus.IDLE, "asleep until the next request"
+            failed = self.revision.status is RevisionStatus.FAILED
+            why = f"; did not run: {self.revision.message}" if failed else ""
+            return RevisionStatus.IDLE, f"asleep until the next request{why}"
         if not self.active:
             return RevisionStatus.PENDING, "waits for its lease"
         if self.ended_job is not None:
@@ -122,6 +126,13 @@ def scenes_of(view: FarmView) -> Iterator[Scene]:
         if lease.revision_id is not None and lease.target is Target.RUN:
             held[lease.revision_id].append(lease)
     by_id = {service.id: service for service in view.services}
+    candidates = {
+        revision.service_id
+        for revision in view.revisions
+        if revision.target is Target.RUN and by_id[revision.service_id].current_id != revision.id
+    }
     for revision in view.revisions:
+        service = by_id[revision.service_id]
+        is_followed = service.current_id == revision.id and service.id in candidates
         app = (view.serve_apps or {}).get(revision.app_name)
-        yield Scene(by_id[revision.service_id], revision, tuple(held[revision.id]), app, view)
+        yield Scene(service, revision, tuple(held[revision.id]), app, view, is_followed)
