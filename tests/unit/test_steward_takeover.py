@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 
 from cloudfarm.domain.status import LeaseStatus, RevisionStatus
-from cloudfarm.domain.workload import DRAIN_S
+from cloudfarm.domain.workload import DRAIN_S, Replica
+from cloudfarm.steward.decide import decide
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
+from cloudfarm.steward.services import services
+from cloudfarm.steward.view import DeployServices, LeaseReplicas, ReleaseLease
 from cloudfarm.testing.farm import MemoryFarm
 
 from .test_steward_services import WIND, pass_time, report, statuses
@@ -195,3 +198,60 @@ async def test_what_has_failed_is_tried_again_if_nothing_takes_over(farm) -> Non
     await pass_time(farm, SILENT_MS + LEAVE_MS)
     assert await statuses(farm) == [RevisionStatus.FAILED, RevisionStatus.ENDED]
     assert len(await farm.leases_of("r-wind-1")) == 1
+
+
+async def shrunk(farm: MemoryFarm) -> None:
+    """Let a service shrink from three replicas to two, one of which has a long stream to finish."""
+    await farm.deploy("wind", max_replicas=4, target_load=10)
+    report(farm, peak=30)
+    await farm.settle()
+    farm.serving.busy.add("a.wind.1")
+    report(farm, peak=20)
+    await farm.settle()
+    assert running(farm) == 2
+    assert len(await farm.leases_of("r-wind-1")) == 3
+
+
+def running(farm: MemoryFarm, number: int = 1) -> int:
+    return sum(each.running for each in farm.serving.replicas().get(f"a.wind.{number}", ()))
+
+
+async def test_a_replica_that_finishes_is_in_no_others_way(farm) -> None:
+    await shrunk(farm)
+    report(farm, peak=40)
+    await farm.settle()
+    assert running(farm) == 4
+    leases = await farm.leases_of("r-wind-1")
+    assert [lease.status for lease in leases] == [LeaseStatus.ACTIVE] * 5
+    await pass_time(farm, 2_000)
+    assert await farm.leases_of("r-wind-1") == leases  # none goes that a replica is on, and none comes
+    farm.serving.busy.clear()
+    await farm.settle()
+    assert (running(farm), len(await farm.leases_of("r-wind-1"))) == (4, 4)
+    assert farm.serving.deployed["a.wind.1"] == 1
+
+
+async def test_an_old_decision_to_grow_beside_one_that_finishes_makes_no_lease_too_many(farm) -> None:
+    await shrunk(farm)
+    report(farm, peak=30)
+    await farm.step()
+    view = await farm.steward.observer.look(farm.steward.epoch, loads=farm.steward._loads)
+    decisions = decide(view, admit=farm.steward.admit, policy=farm.steward.policy)
+    for _ in range(2):
+        await farm.steward.actor.carry_out(decisions, view, farm.steward.epoch)
+        await farm.steward.actor.finish()
+    assert len(await farm.leases_of("r-wind-1")) == 4
+
+
+async def test_what_serve_starts_anew_where_it_was_needs_no_other_lease(farm) -> None:
+    """Serve stops a replica that does not answer, and has another one ready for its node."""
+    await farm.deploy("wind")
+    await farm.settle()
+    (lease,) = await farm.leases_of("r-wind-1")
+    node_id = lease.slices[0].node_id
+    view = await farm.steward.observer.look(farm.steward.epoch)
+    app = (view.serve_apps or {})["a.wind.1"]
+    replicas = (Replica(node_id, running=False, stopping=True), Replica(None, running=False))
+    decisions = list(services(replace(view, serve_apps={app.name: replace(app, replicas=replicas)})))
+    assert DeployServices((("r-wind-1", 1),)) in decisions
+    assert not any(isinstance(each, LeaseReplicas | ReleaseLease) for each in decisions)

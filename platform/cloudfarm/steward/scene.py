@@ -51,6 +51,26 @@ class Scene:
         return tuple(lease for lease in self.held if lease.status is LeaseStatus.ACTIVE)
 
     @property
+    def finishing(self) -> tuple[Lease, ...]:
+        """Leases that Serve has no more use for, but that replicas are on which finish what they were asked.
+
+        Serve also stops a replica to start it anew, for which it then needs the same node.
+        """
+        if self.app is None or not self.app.replicas_wanted or self.revision.is_own_app:
+            return ()
+        staying = [replica.node_id for replica in self.app.replicas if not replica.stopping]
+        stopping = {replica.node_id for replica in self.app.replicas if replica.stopping}.difference(staying)
+        spare = len(self.active) - max(self.app.replicas_wanted, len(staying))
+        found = (lease for lease in self.active if any(piece.node_id in stopping for piece in lease.slices))
+        return tuple(found)[: max(0, spare)]
+
+    @property
+    def counted(self) -> tuple[Lease, ...]:
+        """Its leases that replicas are on which answer requests, or are to."""
+        finishing = self.finishing
+        return tuple(lease for lease in self.held if lease not in finishing)
+
+    @property
     def has_left(self) -> bool:
         """Whether no request can be on its way to it any more."""
         left_ms = self.revision.left_ms
@@ -63,7 +83,7 @@ class Scene:
         One whose node is lost counts until Serve has seen that: of fewer it would stop another one, that answers.
         """
         wanted = self.wanted or (0 if self.app is None else self._still_needed)
-        return min(wanted, len(self.active) + self._lost_unseen)
+        return min(wanted, len(self.active) - len(self.finishing) + self._lost_unseen)
 
     @property
     def _lost_unseen(self) -> int:

@@ -75,8 +75,8 @@ def _run(scene: Scene) -> Iterator[Decision]:
         return
     if replicas != revision.replicas:
         yield ScaleRevision(revision.id, replicas)
-    elif len(scene.held) < replicas:
-        yield LeaseReplicas(revision.id)
+    elif len(scene.counted) < replicas:
+        yield LeaseReplicas(revision.id, frozenset(lease.id for lease in scene.finishing))
 
 
 def _run_app(scene: Scene) -> Iterator[Decision]:
@@ -108,9 +108,9 @@ def _may_take_over(scene: Scene, replicas: int) -> bool:
     if scene.revision.canary_percent:
         return False
     running = sum(replica.running for replica in scene.app.replicas) if scene.app is not None else 0
-    waiting = [lease for lease in scene.held if lease.status is LeaseStatus.WAITING]
-    have_asked = len(scene.held) >= replicas and all(lease.message for lease in waiting)
-    return running >= replicas or (have_asked and running >= len(scene.held) - len(waiting))
+    waiting = [lease for lease in scene.counted if lease.status is LeaseStatus.WAITING]
+    have_asked = len(scene.counted) >= replicas and all(lease.message for lease in waiting)
+    return running >= replicas or (have_asked and running >= len(scene.counted) - len(waiting))
 
 
 def _give_back(scene: Scene) -> Iterator[Decision]:
@@ -118,7 +118,7 @@ def _give_back(scene: Scene) -> Iterator[Decision]:
     reason = EndReason.SERVICE_DELETED if scene.service.target is Target.END else EndReason.SCALED_DOWN
     free = [lease for lease in scene.held if lease.status in _GIVEN_BACK_FIRST and _is_free(lease, scene)]
     free.sort(key=lambda lease: (_GIVEN_BACK_FIRST.index(lease.status), -lease.created_ms, lease.id))
-    for lease in free[: max(0, len(scene.held) - scene.wanted)]:
+    for lease in free[: max(0, len(scene.counted) - scene.wanted)]:
         yield ReleaseLease(lease.id, reason)
 
 
