@@ -8,6 +8,8 @@ import pytest
 from cloudfarm.domain.workload import ServeApp
 from cloudfarm.raylayer.serving import ServeClient
 
+MOVES = [{"state": "PENDING_MIGRATION", "node_id": "n1"}]
+"""Serve sends it requests until another one runs."""
 RUNS, NONE, STARTS = [{"state": "RUNNING", "node_id": "n1"}], [], [{"state": "STARTING", "node_id": None}]
 
 
@@ -30,6 +32,7 @@ async def seen(status: str, *deployments: tuple[int, list[dict[str, Any]]]) -> S
     ("status", "deployments", "running"),
     [
         ("RUNNING", [(1, RUNS)], True),
+        ("RUNNING", [(1, MOVES)], True),
         ("DEPLOYING", [(2, [*RUNS, *STARTS])], True),  # it grows, and goes on
         ("DEPLOYING", [(1, RUNS), (1, STARTS)], False),
         ("RUNNING", [(1, RUNS), (0, NONE)], True),  # autoscaled to none: Serve starts it when it is asked

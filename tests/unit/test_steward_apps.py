@@ -250,3 +250,16 @@ async def test_a_crashed_steward_makes_no_second_job(farm) -> None:
     await farm.crash()
     await farm.settle()
     assert len(await jobs(farm)) == 1
+
+
+async def test_an_application_whose_lease_is_preempted_is_not_started_beside_itself(farm) -> None:
+    """Another job would deploy it anew under the same name, and end with the first."""
+    job = await running(farm)
+    async with farm.store.begin() as uow:
+        (lease,) = await farm.leases_of("r-sea-1")
+        await uow.leases.update(replace(lease, preempted_ms=farm.clock.now_ms() + 60_000))
+        await uow.commit()
+    await pass_time(farm, 30_000)
+    assert [each.id for each in await farm.leases_of("r-sea-1")] == [lease.id]
+    assert farm.hosts.drained == []
+    assert [each.id for each in await jobs(farm)] == [job.id]

@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from cloudfarm.domain.status import LeaseStatus, RevisionStatus
+from cloudfarm.domain.lease import Lease
+from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus
 from cloudfarm.domain.workload import DRAIN_S, Replica
 from cloudfarm.steward.decide import decide
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
-from cloudfarm.steward.services import services
+from cloudfarm.steward.services import GO_MS, services
 from cloudfarm.steward.view import DeployServices, LeaseReplicas, ReleaseLease
 from cloudfarm.testing.farm import MemoryFarm
+from cloudfarm.testing.invariants import check_invariants
 
 from .test_steward_services import WIND, pass_time, report, statuses
 
@@ -255,3 +257,49 @@ async def test_what_serve_starts_anew_where_it_was_needs_no_other_lease(farm) ->
     decisions = list(services(replace(view, serve_apps={app.name: replace(app, replicas=replicas)})))
     assert DeployServices((("r-wind-1", 1),)) in decisions
     assert not any(isinstance(each, LeaseReplicas | ReleaseLease) for each in decisions)
+
+
+async def given_notice(farm: MemoryFarm, notice_ms: int = 60_000) -> Lease:
+    """Tell a service's only lease that it is to go."""
+    (lease,) = await farm.leases_of("r-wind-1")
+    async with farm.store.begin() as uow:
+        told = replace(lease, preempted_ms=farm.clock.now_ms() + notice_ms, message="for another one")
+        await uow.leases.update(told)
+        await uow.commit()
+    return lease
+
+
+async def test_what_is_preempted_answers_until_another_replica_does(farm) -> None:
+    await farm.deploy("wind")
+    await farm.settle()
+    farm.hosts.slow |= {"h0", "h1"}
+    told = await given_notice(farm)
+    for second in range(10):
+        await pass_time(farm, 1_000)
+        assert running(farm) == 1
+        if second == 5:
+            assert len(await farm.leases_of("r-wind-1")) == 2
+            farm.hosts.quicken()
+    (lease,) = await farm.leases_of("r-wind-1")
+    assert lease.id != told.id
+    assert farm.serving.nodes_of("a.wind.1") == {lease.slices[0].node_id}
+    assert farm.serving.applied["a.wind.1"].replicas == 1
+    assert (await farm.lease(told.id)).reason is EndReason.SCALED_DOWN
+    assert farm.serving.deployed["a.wind.1"] == 1
+
+
+async def test_what_is_preempted_without_room_elsewhere_answers_almost_until_it_has_to_go(farm) -> None:
+    await farm.deploy("wind", milli_gpus=1000)
+    await farm.settle()
+    await farm.request("l-other", "3x1", tenant="b")
+    await farm.settle()
+    told = await given_notice(farm)
+    await pass_time(farm, 60_000 - GO_MS - 1_000)
+    assert (running(farm), farm.hosts.drained) == (1, [])
+    await pass_time(farm, 1_000)
+    assert [node_id for _, node_id, _ in farm.hosts.drained] == [told.slices[0].node_id]
+    await pass_time(farm, GO_MS)
+    (lease,) = await farm.leases_of("r-wind-1")
+    assert (lease.status, lease.gone_by_ms) == (LeaseStatus.ACTIVE, None)
+    assert running(farm) == 1
+    await check_invariants(farm.store)

@@ -146,4 +146,6 @@ def _leases(deployments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _replica(seen: Mapping[str, Any]) -> Replica:
-    return Replica(seen.get("node_id"), seen["state"] == "RUNNING", seen["state"] == "STOPPING")
+    # One that is to leave a node that is being drained is sent requests until another one runs.
+    runs = seen["state"] in ("RUNNING", "PENDING_MIGRATION")
+    return Replica(seen.get("node_id"), runs, seen["state"] == "STOPPING")

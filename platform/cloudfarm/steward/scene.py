@@ -1,12 +1,12 @@
 """Each revision of the open services with all that is known of it: its leases, and what Serve has of it."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.status import LeaseStatus, RevisionStatus, Target
-from cloudfarm.domain.workload import DRAIN_S, Job, Revision, ServeApp, Service
+from cloudfarm.domain.workload import DRAIN_S, Job, Replica, Revision, ServeApp, Service
 from cloudfarm.steward.scaling import SILENT_MS, is_fresh
 from cloudfarm.steward.view import FarmView
 
@@ -65,10 +65,20 @@ class Scene:
         return tuple(found)[: max(0, spare)]
 
     @property
+    def leaving(self) -> tuple[Lease, ...]:
+        """Leases that have been told to be gone soon, in whose stead others are asked for.
+
+        Not those of tenants' own applications: another job would start the same application beside the first.
+        """
+        if self.revision.is_own_app:
+            return ()
+        return tuple(lease for lease in self.held if lease.gone_by_ms is not None)
+
+    @property
     def counted(self) -> tuple[Lease, ...]:
-        """Its leases that replicas are on which answer requests, or are to."""
-        finishing = self.finishing
-        return tuple(lease for lease in self.held if lease not in finishing)
+        """Its leases that replicas are on which answer requests, or are to, and for longer than a moment."""
+        others = {lease.id for lease in (*self.finishing, *self.leaving)}
+        return tuple(lease for lease in self.held if lease.id not in others)
 
     @property
     def has_left(self) -> bool:
@@ -80,18 +90,29 @@ class Scene:
     def in_serve(self) -> int:
         """How many replicas Serve should run: as many as have a node, so that it never waits for one.
 
-        One whose node is lost counts until Serve has seen that: of fewer it would stop another one, that answers.
+        One whose node is lost, or is leaving, is wanted beside the others until Serve has seen that: of fewer it would
+        stop another one, that answers.
         """
-        wanted = self.wanted or (0 if self.app is None else self._still_needed)
+        wanted = self.wanted + len(self._answering_on(self.leaving)) if self.wanted else self._still_needed
         return min(wanted, len(self.active) - len(self.finishing) + self._lost_unseen)
+
+    @property
+    def answering_elsewhere(self) -> int:
+        """How many replicas answer on leases that have not been told to go."""
+        staying = (lease for lease in self.active if lease.gone_by_ms is None)
+        return sum(replica.running for replica in self._answering_on(staying))
 
     @property
     def _lost_unseen(self) -> int:
         """How many replicas Serve still has on nodes that are none of the revision's any more."""
-        if self.app is None:
-            return 0
-        nodes = {None, *(piece.node_id for lease in self.active for piece in lease.slices)}
-        return sum(not replica.stopping and replica.node_id not in nodes for replica in self.app.replicas)
+        placed = () if self.app is None else (each for each in self.app.replicas if each.node_id is not None)
+        return sum(not replica.stopping for replica in placed) - len(self._answering_on(self.active))
+
+    def _answering_on(self, leases: Iterable[Lease]) -> list[Replica]:
+        """Return the replicas on the nodes of leases but those that only finish what they were asked."""
+        nodes = {piece.node_id for lease in leases for piece in lease.slices if piece.node_id is not None}
+        replicas = () if self.app is None else self.app.replicas
+        return [replica for replica in replicas if not replica.stopping and replica.node_id in nodes]
 
     @property
     def _still_needed(self) -> int:
@@ -101,6 +122,8 @@ class Scene:
         without any replica what waits there would wait for ever.
         """
         view, left_ms, most = self.view, self.revision.left_ms, len(self.held)
+        if self.app is None:
+            return 0
         if left_ms is None or not self.has_left:
             return most
         if view.now_ms - left_ms >= LEAVE_MS + DRAIN_S * 1000:

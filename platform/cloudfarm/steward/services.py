@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from cloudfarm.domain.lease import Lease, LeaseKind
+from cloudfarm.domain.host import NodePhase
+from cloudfarm.domain.lease import Lease, LeaseKind, Slice
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, Target
 from cloudfarm.steward.scaling import is_fresh, wanted_replicas
 from cloudfarm.steward.scene import Scene, scenes_of
@@ -10,6 +11,7 @@ from cloudfarm.steward.view import (
     Decision,
     DeleteService,
     DeployServices,
+    DrainNode,
     EndApp,
     EndRevision,
     FarmView,
@@ -22,6 +24,8 @@ from cloudfarm.steward.view import (
     UpdateRevision,
 )
 
+GO_MS = 10_000
+"""How long before it has to be gone a replica is told so for which there is no other one yet."""
 _GIVEN_BACK_FIRST = (LeaseStatus.WAITING, LeaseStatus.STARTING, LeaseStatus.ACTIVE)
 
 
@@ -38,6 +42,7 @@ def services(view: FarmView) -> Iterator[Decision]:
             yield from _run_app(scene)
         if not view.stopping:
             yield from _give_back(scene)
+            yield from _drain(scene)
     if view.serve_apps is not None:
         yield from _abandoned(view, scenes)
         wanted = ((scene.revision.id, scene.in_serve) for scene in scenes if not scene.revision.is_own_app)
@@ -76,7 +81,7 @@ def _run(scene: Scene) -> Iterator[Decision]:
     if replicas != revision.replicas:
         yield ScaleRevision(revision.id, replicas)
     elif len(scene.counted) < replicas:
-        yield LeaseReplicas(revision.id, frozenset(lease.id for lease in scene.finishing))
+        yield LeaseReplicas(revision.id, frozenset(lease.id for lease in (*scene.finishing, *scene.leaving)))
 
 
 def _run_app(scene: Scene) -> Iterator[Decision]:
@@ -120,6 +125,29 @@ def _give_back(scene: Scene) -> Iterator[Decision]:
     free.sort(key=lambda lease: (_GIVEN_BACK_FIRST.index(lease.status), -lease.created_ms, lease.id))
     for lease in free[: max(0, len(scene.counted) - scene.wanted)]:
         yield ReleaseLease(lease.id, reason)
+
+
+def _drain(scene: Scene) -> Iterator[Decision]:
+    """Yield a drain for what has been told to be gone, as soon as enough others answer, or shortly before it has to be.
+
+    Serve then stops what is on it, and nothing else: it lets that finish, and sends it no more requests.
+    """
+    view = scene.view
+    is_replaced = view.serve_apps is not None and scene.answering_elsewhere >= max(1, scene.wanted)
+    for lease in scene.active:
+        deadline_ms = lease.gone_by_ms
+        if deadline_ms is None or view.now_ms >= deadline_ms:
+            continue
+        if view.now_ms >= deadline_ms - GO_MS or (is_replaced and lease in scene.leaving):
+            for piece in lease.slices:
+                if _is_up(piece, view):
+                    yield DrainNode(lease.id, piece, deadline_ms)
+
+
+def _is_up(piece: Slice, view: FarmView) -> bool:
+    host = view.hosts_by_id.get(piece.host)
+    nodes = () if host is None else host.nodes
+    return any(node.name == piece.name and node.phase is NodePhase.UP for node in nodes)
 
 
 def _is_free(lease: Lease, scene: Scene) -> bool:

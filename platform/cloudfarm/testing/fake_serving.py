@@ -93,15 +93,22 @@ class FakeServing:
     # === Test methods ===
 
     def move(self) -> None:
-        """Do what Serve does all the time: forget replicas of nodes that it sees lost, let go of some, place others."""
+        """Do what Serve does all the time: forget replicas of nodes that it sees lost, let go of some, place others.
+
+        It stops what is on a node that is being drained as long before the deadline as it may take to finish, which is
+        longer than any notice: at once.
+        """
+        drained: set[str | None] = set()
+        if self.hosts is not None:
+            drained.update(node_id for _, node_id, _ in self.hosts.drained)
         for name in [*self._replicas, *self.applied]:
             wanted = self.applied[name].replicas if name in self.applied else 0
             there = [each for each in self._replicas.get(name, ()) if self.blind or self._is_up(each.node_id)]
-            staying = [each for each in there if not each.stopping][:wanted]
+            staying = [each for each in there if not each.stopping and each.node_id not in drained][:wanted]
             going = [replace(each, running=False, stopping=True) for each in there if each not in staying]
             kept = staying + (going if name in self.busy else [])
             if name in self.applied:
-                free = self._free_nodes(self.applied[name], {each.node_id for each in kept})
+                free = self._free_nodes(self.applied[name], drained | {each.node_id for each in kept})
                 new = [Replica(node_id, running=name not in self.failing) for node_id in free]
                 kept += new[: wanted - len(staying)]
             self._replicas.pop(name, None)
