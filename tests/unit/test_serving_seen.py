@@ -29,6 +29,15 @@ async def seen(status: str, *deployments: tuple[int, list[dict[str, Any]]]) -> S
 
 
 @pytest.mark.parametrize(
+    ("status", "found"),
+    [("RUNNING", (False, False)), ("UNHEALTHY", (True, False)), ("DEPLOY_FAILED", (True, True))],
+)
+async def test_serve_gives_up_only_what_it_could_not_deploy(status: str, found: tuple[bool, bool]) -> None:
+    app = await seen(status, (1, NONE))
+    assert (app.failed, app.given_up) == found
+
+
+@pytest.mark.parametrize(
     ("status", "deployments", "running"),
     [
         ("RUNNING", [(1, RUNS)], True),

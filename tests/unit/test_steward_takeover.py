@@ -193,6 +193,22 @@ async def test_what_has_failed_makes_room_for_what_is_to_take_over(least: int) -
     assert await statuses(farm) == [RevisionStatus.ENDED, RevisionStatus.RUNNING]
 
 
+async def test_what_serve_is_starting_anew_gives_way_to_nothing_that_does_not_run(farm) -> None:
+    """Its replica's process has died: it answers again in a moment, if it still has a lease then."""
+    await farm.deploy("wind")
+    await farm.settle()
+    farm.hosts.slow |= {"h0", "h1"}
+    await farm.deploy("wind")
+    await farm.settle()
+    farm.serving.sick.add("a.wind.1")
+    await pass_time(farm, 10_000)
+    assert (await statuses(farm))[0] is RevisionStatus.FAILED
+    farm.serving.sick.clear()
+    await farm.settle()
+    assert (await statuses(farm))[0] is RevisionStatus.RUNNING
+    assert farm.serving.deployed["a.wind.1"] == 1
+
+
 async def test_what_has_failed_is_tried_again_if_nothing_takes_over(farm) -> None:
     await broken(farm)
     farm.serving.failing.add("a.wind.2")

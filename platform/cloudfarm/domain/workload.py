@@ -217,3 +217,5 @@ class ServeApp:
     replicas: tuple[Replica, ...] = ()
     lease_ids: frozenset[str] = frozenset()
     """Of one that a job has started: where it runs."""
+    given_up: bool = False
+    """Whether it has failed for good: Serve does not try to start it any more."""

@@ -130,6 +130,7 @@ def _seen(name: str, app: Mapping[str, Any]) -> ServeApp:
         name=name,
         running=bool(answers) and all(answers) and app["status"] != "DELETING",
         failed=app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"),
+        given_up=app["status"] == "DEPLOY_FAILED",
         message=app.get("message") or "",
         replicas_wanted=max((each["target_num_replicas"] for each in deployments), default=0),
         replicas=tuple(each for those in replicas for each in those),

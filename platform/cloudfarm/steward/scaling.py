@@ -21,13 +21,15 @@ def wanted_replicas(
     *,
     at_least: int = 0,
     is_followed: bool = False,
+    is_given_up: bool = False,
 ) -> int:
     """Return how many replicas a revision should have.
 
     As many as the peak of the last 30 seconds needs with ``target_load`` requests on each: more at once, fewer only
     when the peak has passed, and none once nobody has asked for ``idle_ms``; but what has never run yet runs once,
     however long that takes, so that its owner sees whether it does. What is not known shrinks nothing. What has failed
-    answers nobody: nothing of it is to be in the way of another revision, and without one it may fall asleep.
+    answers nobody: it may fall asleep though it has never run, and once Serve has given it up nothing of it is to be in
+    another revision's way.
 
     Args:
         service: its settings.
@@ -36,10 +38,11 @@ def wanted_replicas(
         now_ms: the time.
         at_least: fewer are not wanted, whatever the load.
         is_followed: whether another revision is to take over from this one.
+        is_given_up: whether this one has failed for good.
     """
     least = max(service.min_replicas, at_least)
     if is_followed:
-        if revision.status is RevisionStatus.FAILED:
+        if revision.status is RevisionStatus.FAILED and is_given_up:
             return 0
         if revision.status is RevisionStatus.IDLE:
             least = 0

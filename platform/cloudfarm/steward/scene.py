@@ -29,6 +29,11 @@ class Scene:
     """Whether another revision is to take over from it."""
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether it has failed for good: nothing starts it anew but another beginning."""
+        return self.ended_job is not None or (self.app is not None and self.app.given_up)
+
+    @property
     def is_ending(self) -> bool:
         """Whether it is to end, or its service is."""
         return Target.END in (self.revision.target, self.service.target)

@@ -68,9 +68,14 @@ def _run(scene: Scene) -> Iterator[Decision]:
         return
     loads = view.loads if is_fresh(view.loads, view.now_ms) else None
     # What is to take over stays awake: it has to show that it runs.
-    at_least = 0 if is_current else 1
     replicas = wanted_replicas(
-        scene.service, revision, loads, view.now_ms, at_least=at_least, is_followed=scene.is_followed
+        scene.service,
+        revision,
+        loads,
+        view.now_ms,
+        at_least=0 if is_current else 1,
+        is_followed=scene.is_followed,
+        is_given_up=scene.is_given_up,
     )
     if status is not revision.status:
         yield UpdateRevision(revision.id, status, message)

@@ -27,7 +27,9 @@ class FakeServing:
     deployed: dict[str, int] = field(default_factory=dict)
     """How often each application was deployed, the first time and each time that it had changed."""
     failing: set[str] = field(default_factory=set)
-    """Applications that cannot run."""
+    """Applications that cannot run: Serve has tried often enough."""
+    sick: set[str] = field(default_factory=set)
+    """Applications whose replicas have stopped answering: Serve starts them anew."""
     busy: set[str] = field(default_factory=set)
     """Applications whose replicas have requests to answer: one that is to go stays."""
     blind: bool = False
@@ -72,11 +74,14 @@ class FakeServing:
             self.started.pop(name, None)
 
     def _app(self, name: str) -> ServeApp:
-        replicas = tuple(self._replicas.get(name, ()))
+        running = name not in self.sick
+        replicas = tuple(
+            replace(each, running=each.running and running) for each in self._replicas.get(name, ())
+        )
         runs = name in self._specs and (name == FRONT_DOOR or any(each.running for each in replicas))
         wanted = self.applied[name].replicas if name in self.applied else 0
-        message = "broken" if name in self.failing else ""
-        return ServeApp(name, runs, name in self.failing, message, wanted, replicas)
+        failed, given_up = name in self.failing | self.sick, name in self.failing
+        return ServeApp(name, runs, failed, "broken" if failed else "", wanted, replicas, given_up=given_up)
 
     def _deploy(self, specs: Mapping[str, object]) -> None:
         wanted = {FRONT_DOOR: "the farm's own", **specs}
