@@ -263,3 +263,15 @@ async def test_an_application_whose_lease_is_preempted_is_not_started_beside_its
     assert [each.id for each in await farm.leases_of("r-sea-1")] == [lease.id]
     assert farm.hosts.drained == []
     assert [each.id for each in await jobs(farm)] == [job.id]
+
+
+async def test_a_version_that_serve_has_scaled_to_none_takes_over(farm) -> None:
+    first = await running(farm)
+    await deploy(farm)
+    await farm.settle()
+    (second,) = (each for each in await jobs(farm) if each.id != first.id)
+    farm.serving.start("a.sea.2", second.lease_id)
+    started = farm.serving.started["a.sea.2"]
+    farm.serving.started["a.sea.2"] = replace(started, replicas_wanted=0, replicas=())
+    await farm.settle()
+    assert (await farm.service("s-sea")).current_id == "r-sea-2"

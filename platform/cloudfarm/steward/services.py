@@ -114,9 +114,14 @@ def _abandoned(view: FarmView, scenes: Sequence[Scene]) -> Iterator[Decision]:
 
 
 def _may_take_over(scene: Scene, replicas: int) -> bool:
-    """Whether so many replicas run, or all for which there is room: a lease that is told why it waits has none."""
+    """Whether so many replicas run, or all for which there is room: a lease that is told why it waits has none.
+
+    How many replicas a tenant's own application has in its lease is its own affair, and may be none.
+    """
     if scene.revision.canary_percent:
         return False
+    if scene.revision.is_own_app:
+        return True
     running = sum(replica.running for replica in scene.app.replicas) if scene.app is not None else 0
     waiting = [lease for lease in scene.counted if lease.status is LeaseStatus.WAITING]
     have_asked = len(scene.counted) >= replicas and all(lease.message for lease in waiting)
