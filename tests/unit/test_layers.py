@@ -220,7 +220,7 @@ def test_the_composition_root_is_used_where_the_farm_is_put_together():
 
 
 def test_the_decision_is_pure():
-    for name in ("decide", "lifecycle", "workloads", "view"):
+    for name in ("decide", "lifecycle", "workloads", "services", "scene", "scaling", "view"):
         text = (SOURCE / "steward" / f"{name}.py").read_text()
         assert not {each for _, each in imports(text)} & IMPURE, f"steward/{name}.py"
         waits = [

@@ -126,6 +126,14 @@ class TestLoads:
             assert (load.peak, load.waiting, loads.waiting("s1")) == (1, 1, 1)
         assert (loads.report().loads["s1"].waiting, loads.waiting("s2")) == (0, 0)
 
+    def test_who_was_sent_to_an_application_is_counted_there_until_it_ends(self) -> None:
+        loads = Loads(ManualClock())
+        with loads.sent("s1", "a.wind.1"), loads.sent("s1", "a.wind.1"), loads.wait("s1"):
+            with loads.sent("s1", "a.wind.2"):
+                assert loads.report().under_way == {"a.wind.1": 2, "a.wind.2": 1}
+            assert loads.report().under_way == {"a.wind.1": 2}
+        assert (loads.report().under_way, loads.report().loads["s1"].peak) == ({}, 4)
+
     def test_a_report_says_since_when(self) -> None:
         clock = ManualClock()
         loads, begun_ms = Loads(clock), clock.now_ms()

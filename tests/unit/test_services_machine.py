@@ -14,7 +14,7 @@ from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.load import Load, LoadReport
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, Target
 from cloudfarm.domain.workload import Revision, Service
-from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.steward.scene import LEAVE_MS
 from cloudfarm.testing.farm import MemoryFarm
 
 from .test_steward_machine import FarmMachine
@@ -148,13 +148,33 @@ class ServicesMachine(FarmMachine):
     def streams(self, name: str, number: int, on: bool) -> None:
         (self.farm.serving.busy.add if on else self.farm.serving.busy.discard)(f"a.{name}.{number}")
 
-    @rule(down=st.booleans())
-    def serve_trouble(self, down: bool) -> None:
-        self.farm.serving.down = down
+    @rule(place=st.integers(0, 5), notice_ms=st.sampled_from([2_000, 15_000]))
+    def a_replica_is_preempted(self, place: int, notice_ms: int) -> None:
+        async def work() -> None:
+            async with self.farm.store.begin() as uow:
+                leases = [
+                    lease
+                    for lease in await uow.leases.list(open_only=True)
+                    if lease.kind is LeaseKind.SERVICE
+                    and is_up(lease)
+                    and lease.gone_by_ms is None
+                    and lease.milli_gpus
+                ]
+                if leases:
+                    lease = leases[place % len(leases)]
+                    gone_by_ms = self.farm.clock.now_ms() + notice_ms
+                    await uow.leases.update(replace(lease, preempted_ms=gone_by_ms))
+                    await uow.commit()
+
+        self.do(work())
+
+    @rule(down=st.booleans(), blind=st.booleans())
+    def serve_trouble(self, down: bool, blind: bool) -> None:
+        self.farm.serving.down, self.farm.serving.blind = down, blind
 
     def calm(self) -> None:
         super().calm()
-        self.farm.serving.down = False
+        self.farm.serving.down = self.farm.serving.blind = False
         self.farm.serving.busy.clear()
 
     async def everything_ends(self) -> None:

@@ -20,7 +20,8 @@ from cloudfarm.domain.status import JobStatus
 from cloudfarm.domain.tenant import Credential, CredentialKind, Role, hash_secret
 from cloudfarm.domain.workload import RUN_APP
 from cloudfarm.errors import CloudfarmError, NoReplicaError
-from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.steward.scaling import SILENT_MS
+from cloudfarm.steward.scene import LEAVE_MS
 from cloudfarm.testing.fake_farm import FakeRayJobs
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
@@ -35,6 +36,8 @@ from cloudfarm.usecases.revisions import WaitingRoom
 
 SECRET = "cfk_x"  # noqa: S105 - of nobody
 MODEL, OWN = "wind", "sea"
+MOST_AT_ONCE = 1
+"""Requests that a replica takes; the others wait in the front door."""
 SPEC = {"import_path": "main:app", "runtime_env": {}, "args": {}}
 
 
@@ -92,13 +95,19 @@ class Replicas:
         await self._take(app_name, body.decode())
         yield {"type": "http.response.start", "status": 200}
 
+    def running(self, app_name: str) -> int:
+        """Return how many replicas take requests."""
+        serving = self.farm.serving
+        there = sum(each.running for each in serving.replicas().get(app_name, ()))
+        return there + (app_name in serving.started)
+
     async def _take(self, app_name: str, request: str) -> None:
         serving = self.farm.serving
-        while not (
-            app_name in serving.started or any(each.running for each in serving.replicas().get(app_name, ()))
-        ):
-            if app_name not in serving.replicas():
-                raise NoReplicaError  # an application that is there no more; else its router waits for a replica
+        if app_name not in serving.started and app_name not in serving.replicas():
+            raise NoReplicaError  # an application that is there no more
+        while True:  # in its router, for ever if need be: of what ends meanwhile Serve tells nobody
+            if self.under_way[app_name] < MOST_AT_ONCE * self.running(app_name):
+                break
             await asyncio.sleep(0)
         self.taken[request] += 1
         self.under_way[app_name] += 1
@@ -128,6 +137,7 @@ class SleepMachine(RuleBasedStateMachine):
         farm.ray_jobs = self.jobs = SlowJobs(farm.clock)
         farm.steward = farm.new_steward()
         await farm.begin()
+        farm.clock.advance(SILENT_MS + 1)
         own = {"import_path": RUN_APP, "manifest": {"kind": SERVE_APP, "spec": SPEC}}
         for name, more in ((MODEL, {"manifest": {"kind": "windpower-forecaster"}}), (OWN, own)):
             await farm.deploy(name, min_replicas=0, idle_ms=6_000, **more)
@@ -234,6 +244,16 @@ class SleepMachine(RuleBasedStateMachine):
         self.farm.clock.advance(milliseconds)
         self.reporter.step()
         self.look(looks)
+
+    @rule(asked=st.integers(0, 3), then=st.sampled_from([0, LEAVE_MS - 1, LEAVE_MS]))
+    def replace_model(self, asked: int, then: int) -> None:
+        """Let another model take over, if nothing is in its way, while the one before is asked more than it takes."""
+        for _ in range(asked):
+            self.trouble("replicas", quick=False)
+            self.ask(MODEL, None)
+        self.do(self.farm.deploy(MODEL, manifest={"kind": "windpower-forecaster"}))
+        self.look(3)
+        self.time_passes(then, 1)
 
     @rule(times=st.integers(1, 3))
     def look(self, times: int) -> None:

@@ -10,7 +10,8 @@ from cloudfarm.domain.load import Load, LoadReport
 from cloudfarm.domain.status import JobStatus, LeaseStatus, RevisionStatus, ServiceStatus, Target
 from cloudfarm.domain.workload import RUN_APP, Job, Revision
 from cloudfarm.steward.decide import decide
-from cloudfarm.steward.services import LEAVE_MS
+from cloudfarm.steward.scaling import SILENT_MS
+from cloudfarm.steward.scene import LEAVE_MS
 from cloudfarm.steward.view import EndApp
 from cloudfarm.testing.fake_serving import FRONT_DOOR
 from cloudfarm.testing.farm import MemoryFarm
@@ -25,6 +26,9 @@ SPEC = {"import_path": "main:app", "runtime_env": ENV, "args": {"size": "it's 3"
 async def farm() -> MemoryFarm:
     farm = MemoryFarm()
     await farm.begin()
+    farm.clock.advance(
+        SILENT_MS + 1
+    )  # a steward that would have heard of the load by now, if anybody told it
     await deploy(farm)
     await farm.settle()
     return farm
@@ -154,6 +158,27 @@ async def test_another_version_takes_over_when_it_runs(farm) -> None:
     assert set(await farm.serving.apps()) == {FRONT_DOOR, "a.sea.2"}
 
 
+@pytest.mark.parametrize("undeployed", [False, True])
+async def test_a_long_request_is_answered_before_the_application_is_ended(farm, undeployed) -> None:
+    """Serve gives replicas of applications that set nothing else 20 seconds to finish."""
+    first = await running(farm)
+    if undeployed:
+        await farm.undeploy("s-sea")
+    else:
+        await deploy(farm)
+        await farm.settle()
+        (second,) = (each for each in await jobs(farm) if each.id != first.id)
+        farm.serving.start("a.sea.2", second.lease_id)
+    await farm.settle()
+    farm.clock.advance(60_000)
+    report(farm, 0, under_way=1)
+    await pass_time(farm, 2000)
+    assert (await farm.job(first.id)).status is JobStatus.RUNNING
+    report(farm, 0)
+    await pass_time(farm, 2000)
+    assert (await farm.job(first.id)).status is JobStatus.STOPPED
+
+
 async def asleep(farm: MemoryFarm) -> Job:
     """Let the application run and fall asleep, so that its job has been told to end it; return that."""
     async with farm.store.begin() as uow:
@@ -165,6 +190,7 @@ async def asleep(farm: MemoryFarm) -> Job:
     report(farm, 0)
     await farm.settle()
     farm.clock.advance(LEAVE_MS)
+    report(farm, 0)
     await farm.steward.step()
     await farm.steward.actor.finish()
     assert (await farm.job(job.id)).target is Target.END
@@ -172,10 +198,10 @@ async def asleep(farm: MemoryFarm) -> Job:
     return job
 
 
-def report(farm: MemoryFarm, waiting: int) -> None:
+def report(farm: MemoryFarm, waiting: int, *, under_way: int = 0) -> None:
     now_ms = farm.clock.now_ms()
     load = Load(waiting, waiting, now_ms if waiting else 1)
-    farm.steward.report(LoadReport(now_ms, now_ms - 3_600_000, {"s-sea": load}))
+    farm.steward.report(LoadReport(now_ms, now_ms - 3_600_000, {"s-sea": load}, {APP: under_way}))
 
 
 async def test_who_comes_while_an_application_is_being_ended_waits_for_another_lease(farm) -> None:
@@ -206,6 +232,7 @@ async def test_an_application_that_was_woken_meanwhile_is_not_ended(farm) -> Non
     report(farm, 0)
     await farm.settle()
     farm.clock.advance(LEAVE_MS)
+    report(farm, 0)
     view = await farm.steward.observer.look(farm.steward.epoch, loads=farm.steward._loads)
     late = decide(view, admit=farm.steward.admit, policy=farm.steward.policy)
     assert EndApp(job.id) in late
@@ -223,3 +250,28 @@ async def test_a_crashed_steward_makes_no_second_job(farm) -> None:
     await farm.crash()
     await farm.settle()
     assert len(await jobs(farm)) == 1
+
+
+async def test_an_application_whose_lease_is_preempted_is_not_started_beside_itself(farm) -> None:
+    """Another job would deploy it anew under the same name, and end with the first."""
+    job = await running(farm)
+    async with farm.store.begin() as uow:
+        (lease,) = await farm.leases_of("r-sea-1")
+        await uow.leases.update(replace(lease, preempted_ms=farm.clock.now_ms() + 60_000))
+        await uow.commit()
+    await pass_time(farm, 30_000)
+    assert [each.id for each in await farm.leases_of("r-sea-1")] == [lease.id]
+    assert farm.hosts.drained == []
+    assert [each.id for each in await jobs(farm)] == [job.id]
+
+
+async def test_a_version_that_serve_has_scaled_to_none_takes_over(farm) -> None:
+    first = await running(farm)
+    await deploy(farm)
+    await farm.settle()
+    (second,) = (each for each in await jobs(farm) if each.id != first.id)
+    farm.serving.start("a.sea.2", second.lease_id)
+    started = farm.serving.started["a.sea.2"]
+    farm.serving.started["a.sea.2"] = replace(started, replicas_wanted=0, replicas=())
+    await farm.settle()
+    assert (await farm.service("s-sea")).current_id == "r-sea-2"

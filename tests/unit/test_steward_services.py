@@ -11,7 +11,9 @@ from cloudfarm.domain.load import Load, LoadReport
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus, ServiceStatus, Target
 from cloudfarm.domain.workload import Replica, Revision, ServeApp
 from cloudfarm.steward.decide import decide
-from cloudfarm.steward.services import LEAVE_MS, services
+from cloudfarm.steward.scaling import SILENT_MS
+from cloudfarm.steward.scene import LEAVE_MS
+from cloudfarm.steward.services import services
 from cloudfarm.steward.view import EndRevision, FarmView, ReleaseLease
 from cloudfarm.testing.factories import make_lease, make_revision, make_service
 from cloudfarm.testing.fake_serving import FRONT_DOOR
@@ -25,13 +27,19 @@ WIND = "s-wind"
 async def farm() -> MemoryFarm:
     farm = MemoryFarm()
     await farm.begin()
+    farm.clock.advance(
+        SILENT_MS + 1
+    )  # a steward that would have heard of the load by now, if anybody told it
     return farm
 
 
 async def pass_time(farm: MemoryFarm, milliseconds: int = LEAVE_MS) -> None:
-    """Let time pass as it does on a farm: the steward looks every second."""
+    """Let time pass as it does on a farm: every second the front door, if there is one, says the same, and is heard."""
     for _ in range(-(-milliseconds // 1000)):
         farm.clock.advance(1000)
+        said = farm.steward._loads
+        if said is not None and said.at_ms == farm.clock.now_ms() - 1000:
+            farm.steward.report(replace(said, at_ms=farm.clock.now_ms()))
         await farm.settle()
 
 
@@ -44,11 +52,22 @@ async def statuses(farm: MemoryFarm) -> list[RevisionStatus]:
     return [each.status for each in await farm.revisions(WIND)]
 
 
-def report(farm: MemoryFarm, peak: int, *, waiting: int = 0, last_ms: int | None = None) -> None:
-    """Say what the service is asked, as a front door does that has been counting for an hour."""
+def report(
+    farm: MemoryFarm, peak: int, *, waiting: int = 0, last_ms: int | None = None, **under_way: int
+) -> None:
+    """Say what the service is asked, as a front door does that has been counting for an hour.
+
+    Args:
+        farm: whose steward is told.
+        peak: requests at once.
+        waiting: for it to start.
+        last_ms: when the last one was under way; now, if not given.
+        under_way: requests that have not ended, by revision: ``r1``.
+    """
     now_ms = farm.clock.now_ms()
     load = Load(peak, waiting, now_ms if last_ms is None else last_ms)
-    farm.steward.report(LoadReport(now_ms, now_ms - 3_600_000, {WIND: load}))
+    there = {f"a.wind.{revision[1:]}": count for revision, count in under_way.items()}
+    farm.steward.report(LoadReport(now_ms, now_ms - 3_600_000, {WIND: load}, there))
 
 
 def nodes(leases: Sequence[Lease]) -> set[str | None]:
@@ -135,10 +154,7 @@ async def test_another_model_takes_over_when_it_runs_and_the_one_before_ends_lat
     await farm.settle()
     assert (await farm.service(WIND)).current_id == "r-wind-1"
     assert await statuses(farm) == [RevisionStatus.RUNNING, RevisionStatus.PENDING]
-    farm.hosts.slow.clear()
-    for key, node in list(farm.hosts.nodes.items()):  # those that were ordered while it was slow
-        if node.node_id is None:
-            del farm.hosts.nodes[key]
+    farm.hosts.quicken()
     await farm.settle()
     assert (await farm.service(WIND)).current_id == "r-wind-2"
     assert farm.serving.nodes_of("a.wind.1")  # requests may still be on their way to it
@@ -316,6 +332,7 @@ async def test_who_comes_while_serve_is_told_to_let_go_does_not_find_it_running(
     await asleep(farm)
     farm.serving.taking = asyncio.Event()
     farm.clock.advance(LEAVE_MS)
+    report(farm, peak=0, last_ms=1)
     await look(farm)
     report(farm, peak=1, waiting=1)
     for _ in range(3):

@@ -149,6 +149,13 @@ class Lease:
         return self.ask.shape.total_milli_gpus
 
     @property
+    def gone_by_ms(self) -> int | None:
+        """When it has to be gone, since it was told to; None if it was not."""
+        if self.preempted_ms is not None or self.noticed_ms is None:
+            return self.preempted_ms
+        return self.ends_ms
+
+    @property
     def told(self) -> str:
         """What its owner is told: the message, and while it waits when it will probably start."""
         if self.expected_start is None:

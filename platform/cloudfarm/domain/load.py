@@ -28,3 +28,5 @@ class LoadReport:
     """Since when it is counted: nothing is known of what was before."""
     loads: Mapping[str, Load] = field(default_factory=dict)
     """By service; one that is missing was asked nothing since."""
+    under_way: Mapping[str, int] = field(default_factory=dict)
+    """By application: requests that were sent to it and have not ended; one that is missing has none."""

@@ -8,6 +8,8 @@ from cloudfarm.domain.status import JobStatus, RevisionStatus, ServiceStatus, Ta
 
 RUN_APP = "cloudfarm.inference.run_app"
 """Stands for the program of tenants' own applications: no program of the farm's, but a job in the lease runs them."""
+DRAIN_S = 600
+"""How long a replica that is to go may take for what it was asked: the longest stream."""
 LEFT_ITS_LEASE = "left_its_lease"
 """``error_type`` of a job that was stopped because its work was found outside its lease."""
 
@@ -207,7 +209,7 @@ class ServeApp:
 
     name: str
     running: bool
-    """Whether it answers: each of its deployments has a running replica."""
+    """Whether it answers: each of its deployments has a running replica, or gets one when it is asked."""
     failed: bool
     message: str = ""
     replicas_wanted: int = 0
@@ -215,3 +217,5 @@ class ServeApp:
     replicas: tuple[Replica, ...] = ()
     lease_ids: frozenset[str] = frozenset()
     """Of one that a job has started: where it runs."""
+    given_up: bool = False
+    """Whether it has failed for good: Serve does not try to start it any more."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cloudfarm.domain.bundles import manifest_digest
-from cloudfarm.domain.workload import Deployment, Replica, ServeApp
+from cloudfarm.domain.workload import DRAIN_S, Deployment, Replica, ServeApp
 from cloudfarm.errors import UnavailableError
 from cloudfarm.raylayer.hook.rules import LEASE_LABEL, REVISION_LABEL
 from cloudfarm.raylayer.ray_http import RayHttp
@@ -20,8 +20,6 @@ DEPLOYMENT = "Model"
 """The name of the one deployment that each of the farm's programs in ``services/`` has."""
 MAX_ONGOING_REQUESTS = 100
 """Of a replica; what is beyond waits in Serve."""
-DRAIN_S = 600
-"""How long a replica that is to go may take for what it was asked: the longest stream."""
 _PATH = "/api/serve/applications/"
 
 
@@ -142,15 +140,19 @@ def _seen(name: str, app: Mapping[str, Any]) -> ServeApp:
     """Return what Serve says of one application.
 
     It answers if each of its deployments has a running replica, whatever Serve calls it: while it grows or shrinks it
-    is ``DEPLOYING``, and those replicas go on.
+    is ``DEPLOYING``, and those replicas go on. One that Serve has scaled to none starts when it is asked.
     """
     deployments = list(app.get("deployments", {}).values())
     replicas = [[_replica(each) for each in deployment["replicas"]] for deployment in deployments]
-    answers = bool(replicas) and all(any(each.running for each in those) for those in replicas)
+    answers = [
+        each["target_num_replicas"] == 0 or any(replica.running for replica in those)
+        for each, those in zip(deployments, replicas, strict=True)
+    ]
     return ServeApp(
         name=name,
-        running=answers and app["status"] != "DELETING",
+        running=bool(answers) and all(answers) and app["status"] != "DELETING",
         failed=app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"),
+        given_up=app["status"] == "DEPLOY_FAILED",
         message=app.get("message") or "",
         replicas_wanted=max((each["target_num_replicas"] for each in deployments), default=0),
         replicas=tuple(each for those in replicas for each in those),
@@ -167,4 +169,6 @@ def _leases(deployments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _replica(seen: Mapping[str, Any]) -> Replica:
-    return Replica(seen.get("node_id"), seen["state"] == "RUNNING", seen["state"] == "STOPPING")
+    # One that is to leave a node that is being drained is sent requests until another one runs.
+    runs = seen["state"] in ("RUNNING", "PENDING_MIGRATION")
+    return Replica(seen.get("node_id"), runs, seen["state"] == "STOPPING")

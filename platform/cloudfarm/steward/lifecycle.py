@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from cloudfarm.domain.host import Host, NodePhase, NodeTruth
-from cloudfarm.domain.lease import Lease, Slice
+from cloudfarm.domain.lease import Lease, LeaseKind, Slice
 from cloudfarm.domain.status import EndReason, LeaseStatus, Target
 from cloudfarm.steward.view import (
     ActivateLease,
@@ -120,11 +120,13 @@ def _keep(lease: Lease, view: FarmView, ground: Ground, policy: Policy) -> Itera
 
 
 def _drains(lease: Lease, now_ms: int, ground: Ground) -> Iterator[Decision]:
-    """Yield a drain for every lease node of a lease that has been told to go: a host may have refused the last one."""
-    deadline_ms = lease.preempted_ms
-    if deadline_ms is None and lease.noticed_ms is not None:
-        deadline_ms = lease.ends_ms
-    if deadline_ms is None or now_ms >= deadline_ms:
+    """Yield a drain for every lease node of a lease that has been told to go: a host may have refused the last one.
+
+    Those of services are drained as late as can be (:mod:`cloudfarm.steward.services`): Serve stops at once what is on
+    them, which Ray Train does not.
+    """
+    deadline_ms = lease.gone_by_ms
+    if lease.kind is LeaseKind.SERVICE or deadline_ms is None or now_ms >= deadline_ms:
         return
     for piece in lease.slices:
         node = ground.node(piece)

@@ -1,6 +1,7 @@
 """How many replicas a service should have, from what it is asked."""
 
 from cloudfarm.domain.load import WINDOW_MS, Load, LoadReport
+from cloudfarm.domain.status import RevisionStatus
 from cloudfarm.domain.workload import Revision, Service
 
 SILENT_MS = 10_000
@@ -13,13 +14,22 @@ def is_fresh(report: LoadReport | None, now_ms: int) -> bool:
 
 
 def wanted_replicas(
-    service: Service, revision: Revision, report: LoadReport | None, now_ms: int, *, at_least: int = 0
+    service: Service,
+    revision: Revision,
+    report: LoadReport | None,
+    now_ms: int,
+    *,
+    at_least: int = 0,
+    is_followed: bool = False,
+    is_given_up: bool = False,
 ) -> int:
     """Return how many replicas a revision should have.
 
     As many as the peak of the last 30 seconds needs with ``target_load`` requests on each: more at once, fewer only
     when the peak has passed, and none once nobody has asked for ``idle_ms``; but what has never run yet runs once,
-    however long that takes, so that its owner sees whether it does. What is not known shrinks nothing.
+    however long that takes, so that its owner sees whether it does. What is not known shrinks nothing. What has failed
+    answers nobody: it may fall asleep though it has never run, and once Serve has given it up nothing of it is to be in
+    another revision's way.
 
     Args:
         service: its settings.
@@ -27,8 +37,15 @@ def wanted_replicas(
         report: what all services are asked; None if nothing is known of it.
         now_ms: the time.
         at_least: fewer are not wanted, whatever the load.
+        is_followed: whether another revision is to take over from this one.
+        is_given_up: whether this one has failed for good.
     """
     least = max(service.min_replicas, at_least)
+    if is_followed:
+        if revision.status is RevisionStatus.FAILED and is_given_up:
+            return 0
+        if revision.status is RevisionStatus.IDLE:
+            least = 0
     present = revision.replicas
     if report is None:
         return _within(present, least, service.max_replicas)
@@ -44,10 +61,13 @@ def wanted_replicas(
 
 
 def _is_idle(service: Service, revision: Revision, report: LoadReport, now_ms: int) -> bool:
-    if revision.started_ms is None:
-        return False
+    began_ms = revision.started_ms
+    if began_ms is None:
+        if revision.status is not RevisionStatus.FAILED:
+            return False
+        began_ms = revision.created_ms
     last_ms = report.loads.get(service.id, Load()).last_request_ms
-    return now_ms - max(last_ms, report.since_ms, revision.started_ms) >= service.idle_ms
+    return now_ms - max(last_ms, report.since_ms, began_ms) >= service.idle_ms
 
 
 def _within(replicas: int, least: int, most: int) -> int:

@@ -44,7 +44,12 @@ class ServiceOrders(Orders):
             revision = await uow.revisions.get(decision.revision_id)
             service = await uow.services.get(revision.service_id)
             leases = await uow.leases.list(tenant=revision.tenant, open_only=True)
-            held = sum(lease.revision_id == revision.id and lease.target is Target.RUN for lease in leases)
+            held = sum(
+                lease.revision_id == revision.id
+                and lease.target is Target.RUN
+                and lease.id not in decision.but_for
+                for lease in leases
+            )
             if revision.target is Target.RUN:
                 for _ in range(revision.replicas - held):
                     await uow.leases.add(lease_for_replica(service, revision, view.now_ms))

@@ -228,6 +228,8 @@ class LeaseReplicas:
     """Make leases for a revision until it has one for each of its replicas."""
 
     revision_id: str
+    but_for: frozenset[str] = frozenset()
+    """Leases of it that do not count: what is on them goes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -64,6 +65,8 @@ class FakeHosts:
     busy: set[str] = field(default_factory=set)
     """Hosts whose nodes are at work: a drained one stays, where an idle one goes at once."""
     drained: list[tuple[str, str, int]] = field(default_factory=list)
+    _starts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By host and name: how often a node was started."""
     _seen_ms: dict[str, int] = field(default_factory=dict)
 
     async def observe(self) -> Sequence[Host]:
@@ -102,11 +105,12 @@ class FakeHosts:
             phase = NodePhase.STARTING
         if piece.host in self.broken:
             phase = NodePhase.EXITED
+        self._starts[key] += 1
         self.nodes[key] = NodeTruth(
             name=piece.name,
             lease_id=labels["lease"],
             phase=phase,
-            node_id=f"ray-{piece.name}" if phase is NodePhase.UP else None,
+            node_id=self._node_id(key) if phase is NodePhase.UP else None,
             started_ms=self.clock.now_ms(),
             isolation="fake",
             reason="broken" if phase is NodePhase.EXITED else "",
@@ -140,6 +144,11 @@ class FakeHosts:
             raise NotFoundError(f"{name} has no log {file}") from None
         return text[max(0, len(text) - max_bytes) :]
 
+    def _node_id(self, key: tuple[str, str]) -> str:
+        """Return Ray's id of a node, which is another one each time that it is started."""
+        again = self._starts[key] - 1
+        return f"ray-{key[1]}" + (f".{again}" if again else "")
+
     def _reach(self, host: str) -> None:
         if host not in self.hosts:
             raise HostError(f"host {host} is not in the cluster")
@@ -167,6 +176,13 @@ class FakeHosts:
     def forget(self) -> None:
         """Know of no host, as a steward does that has just started and has not heard from any."""
         self._seen_ms.clear()
+
+    def quicken(self) -> None:
+        """Let hosts be slow no longer: what they have begun to start is up."""
+        self.slow.clear()
+        for key, node in self.nodes.items():
+            if node.phase is NodePhase.STARTING:
+                self.nodes[key] = replace(node, phase=NodePhase.UP, node_id=self._node_id(key))
 
     def lose(self, name: str) -> None:
         """Let a node die by itself; its host knows of it until it is killed."""

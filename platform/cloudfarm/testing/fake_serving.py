@@ -27,9 +27,13 @@ class FakeServing:
     deployed: dict[str, int] = field(default_factory=dict)
     """How often each application was deployed, the first time and each time that it had changed."""
     failing: set[str] = field(default_factory=set)
-    """Applications that cannot run."""
+    """Applications that cannot run: Serve has tried often enough."""
+    sick: set[str] = field(default_factory=set)
+    """Applications whose replicas have stopped answering: Serve starts them anew."""
     busy: set[str] = field(default_factory=set)
     """Applications whose replicas have requests to answer: one that is to go stays."""
+    blind: bool = False
+    """Whether it has not seen yet that nodes are lost, and takes their replicas for running."""
     down: bool = False
     taking: asyncio.Event | None = None
     """Set when Serve takes what it is told; None: at once."""
@@ -70,11 +74,14 @@ class FakeServing:
             self.started.pop(name, None)
 
     def _app(self, name: str) -> ServeApp:
-        replicas = tuple(self._replicas.get(name, ()))
+        running = name not in self.sick
+        replicas = tuple(
+            replace(each, running=each.running and running) for each in self._replicas.get(name, ())
+        )
         runs = name in self._specs and (name == FRONT_DOOR or any(each.running for each in replicas))
         wanted = self.applied[name].replicas if name in self.applied else 0
-        message = "broken" if name in self.failing else ""
-        return ServeApp(name, runs, name in self.failing, message, wanted, replicas)
+        failed, given_up = name in self.failing | self.sick, name in self.failing
+        return ServeApp(name, runs, failed, "broken" if failed else "", wanted, replicas, given_up=given_up)
 
     def _deploy(self, specs: Mapping[str, object]) -> None:
         wanted = {FRONT_DOOR: "the farm's own", **specs}
@@ -91,15 +98,22 @@ class FakeServing:
     # === Test methods ===
 
     def move(self) -> None:
-        """Do what Serve does all the time: forget replicas of lost nodes, let go of some, place others."""
+        """Do what Serve does all the time: forget replicas of nodes that it sees lost, let go of some, place others.
+
+        It stops what is on a node that is being drained as long before the deadline as it may take to finish, which is
+        longer than any notice: at once.
+        """
+        drained: set[str | None] = set()
+        if self.hosts is not None:
+            drained.update(node_id for _, node_id, _ in self.hosts.drained)
         for name in [*self._replicas, *self.applied]:
             wanted = self.applied[name].replicas if name in self.applied else 0
-            there = [each for each in self._replicas.get(name, ()) if self._is_up(each.node_id)]
-            staying = [each for each in there if not each.stopping][:wanted]
+            there = [each for each in self._replicas.get(name, ()) if self.blind or self._is_up(each.node_id)]
+            staying = [each for each in there if not each.stopping and each.node_id not in drained][:wanted]
             going = [replace(each, running=False, stopping=True) for each in there if each not in staying]
             kept = staying + (going if name in self.busy else [])
             if name in self.applied:
-                free = self._free_nodes(self.applied[name], {each.node_id for each in kept})
+                free = self._free_nodes(self.applied[name], drained | {each.node_id for each in kept})
                 new = [Replica(node_id, running=name not in self.failing) for node_id in free]
                 kept += new[: wanted - len(staying)]
             self._replicas.pop(name, None)

@@ -137,7 +137,8 @@ class Calls:
 
     @contextmanager
     def _use(self, route: Route, *, again: bool) -> Iterator[Use]:
-        with self.open.one(route.key_id), self.gate.room.loads.request(route.service.id):
+        loads = self.gate.room.loads
+        with self.open.one(route.key_id), loads.sent(route.service.id, route.app_name):
             use = self.meter.begin(route, again=again)
             try:
                 yield use

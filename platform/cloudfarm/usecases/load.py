@@ -1,7 +1,7 @@
 """How much services are asked: counted in the front door, and told to the steward once a second."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,10 +46,24 @@ class Loads:
         self._clock = clock
         self._since_ms = clock.now_ms()
         self._counts: dict[str, _Count] = {}
+        self._under_way: Counter[str] = Counter()
+        """By application."""
+
+    @contextmanager
+    def sent(self, service_id: str, app_name: str) -> Iterator[None]:
+        """Count a request while an application has it, or it waits for one of its replicas."""
+        self._under_way[app_name] += 1
+        try:
+            with self.request(service_id):
+                yield
+        finally:
+            self._under_way[app_name] -= 1
+            if not self._under_way[app_name]:
+                del self._under_way[app_name]
 
     @contextmanager
     def request(self, service_id: str) -> Iterator[None]:
-        """Count a request while it is under way."""
+        """Count a request to a service while it is under way."""
         count = self._counts.setdefault(service_id, _Count())
         count.under_way += 1
         count.note(self._clock.now_ms())
@@ -84,7 +98,7 @@ class Loads:
             service_id: Load(max(peak for _, peak in count.peaks), count.waiting, count.last_request_ms)
             for service_id, count in self._counts.items()
         }
-        return LoadReport(now_ms, self._since_ms, loads)
+        return LoadReport(now_ms, self._since_ms, loads, dict(self._under_way))
 
 
 @dataclass(slots=True)
