@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cloudfarm.domain.served import MINUTE_MS, Account, Used
+from cloudfarm.domain.served import MINUTE_MS, Account, Note, Used
 from cloudfarm.domain.tenant import CredentialKind, Limits, Tenant
 from cloudfarm.errors import TooManyError, UnavailableError
 from cloudfarm.testing.clock import ManualClock
@@ -269,6 +269,75 @@ async def test_what_runs_over_midnight_is_of_both_days(meter):
         (midnight // 86_400_000 - 1, 5),
         (midnight // 86_400_000, 7),
     ]
+
+
+async def left_behind(meter) -> str:
+    """Leave a batch of a front door that was killed, and return its name."""
+    other = MemoryJournal(meter.journal.folder)
+    other.append([Note(ACCOUNT, 0, 0, Used(requests=1, completion_tokens=70))])
+    other.close()
+    return f"{other.id}-1"
+
+
+async def test_a_batch_that_cannot_be_read_stops_nothing_else(store):
+    made = Meter(store, ManualClock(0), MemoryJournal())
+    await keep(store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
+    batch = await left_behind(made)
+    made.journal.unreadable.add(batch)
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        await made.step()
+    for _ in range(2):
+        use = made.begin(route())
+        use.count(completion_tokens=10)
+        use.end()
+        with pytest.raises(UnavailableError, match="cannot be read"):
+            await made.step()
+    assert [used.completion_tokens for _, used in await served(made)] == [20]
+    made.journal.unreadable.clear()
+    await made.step()
+    made.begin(route()).count(completion_tokens=10)
+    with pytest.raises(TooManyError) as refused:
+        made.begin(route())
+    assert refused.value.data["used"] == 100
+
+
+async def test_own_batches_that_cannot_be_read_do_not_freeze_the_ledger_nor_become_many(meter):
+    for number in range(20):
+        meter.begin(route()).end()
+        meter.journal.close_batch()
+        if number < 10:
+            meter.journal.unreadable |= set(meter.journal.waiting())
+    for _ in range(3):
+        meter.begin(route()).end()
+        with pytest.raises(UnavailableError, match="cannot be read"):
+            await meter.step()
+    assert [used.requests for _, used in await served(meter)] == [10]
+    assert len(meter.journal.waiting()) == 10
+    meter.journal.unreadable.clear()
+    for _ in range(2):
+        await meter.step()
+    assert [used.requests for _, used in await served(meter)] == [23]
+
+
+async def test_a_batch_that_cannot_be_dropped_is_counted_once(meter):
+    await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
+    use = meter.begin(route())
+    use.count(completion_tokens=60)
+    use.end()
+    meter.journal.close_batch()
+    meter.journal.undroppable |= set(meter.journal.waiting())
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="cannot be dropped"):
+            await meter.step()
+    await meter.refresh()
+    meter.journal.undroppable.clear()
+    await meter.step()
+    assert meter.journal.waiting() == []
+    meter.begin(route()).count(completion_tokens=39)
+    meter.begin(route()).count(completion_tokens=1)
+    with pytest.raises(TooManyError) as refused:
+        meter.begin(route())
+    assert refused.value.data["used"] == 100
 
 
 async def test_the_loop_hands_over_at_its_end_and_lets_go_of_the_journal(store):

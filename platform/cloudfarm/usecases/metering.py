@@ -21,6 +21,8 @@ from cloudfarm.usecases.routes import Route
 
 MOST_AT_ONCE = 10**9
 """More tokens in one count are a mistake."""
+MOST_STUCK = 8
+"""So many batches of its own a front door lets wait that the journal does not give back; each holds a file open."""
 
 Whose = tuple[str, str | None]
 """A tenant, and one of its keys or None for all that it uses."""
@@ -105,6 +107,10 @@ class Meter:
     """What the journal refused: it is tried again."""
     _pending: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Tokens by tenant and key that were counted here and are not in the ledger yet."""
+    _stuck: dict[str, CloudfarmError] = field(default_factory=dict)
+    """Batches that could not be handed over, and why: they stop no others, and are tried again."""
+    _settled: set[str] = field(default_factory=set)
+    """Batches that the ledger has, and that the journal could not drop yet."""
     _ready: bool = False
     """Whether the limits have been read at all."""
     _changed: bool = True
@@ -166,7 +172,11 @@ class Meter:
         await self._try_step()
 
     async def step(self) -> None:
-        """Note what is under way, hand over what waits, and read limits that have changed."""
+        """Note what is under way, hand over what waits, and read limits that have changed.
+
+        Raises:
+            CloudfarmError: if not all of that could be done; what could be is.
+        """
         async with self._alone:
             now_ms = self.clock.now_ms()
             notes = [use.note(now_ms, use.shares().go_on(now_ms)) for use in self._under_way]
@@ -174,6 +184,8 @@ class Meter:
             await self._hand_over()
             if self._changed or self._recount:
                 await self._read_limits()
+            for error in self._stuck.values():
+                raise error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -220,22 +232,43 @@ class Meter:
                 self._unwritten = []
 
     async def _hand_over(self) -> None:
-        if not any(self.journal.is_own(batch) for batch in self.journal.waiting()):
+        own = [batch for batch in self.journal.waiting() if self.journal.is_own(batch)]
+        if len(own) < MOST_STUCK and all(batch in self._stuck for batch in own):
             self.journal.close_batch()  # only then: one that the store does not take must not become many
         for batch in self.journal.waiting():
-            # In a thread: what a farm that was killed has left may be long.
-            rows = await asyncio.to_thread(self._rows, batch)
             try:
-                async with self.store.begin() as uow:
-                    await uow.served.append(batch, rows)
-                    await uow.commit()
-            except AlreadyExistsError:
-                log.info("the batch %s had been handed over before", batch)
-            self.journal.drop(batch)
+                # In a thread: what a farm that was killed has left may be long.
+                rows = await asyncio.to_thread(self._rows, batch)
+            except CloudfarmError as error:
+                self._stuck[batch] = error
+            else:
+                await self._store(batch, rows)
+
+    async def _store(self, batch: str, rows: Sequence[Note]) -> None:
+        try:
+            async with self.store.begin() as uow:
+                await uow.served.append(batch, rows)
+                await uow.commit()
+        except AlreadyExistsError:
+            log.info("the batch %s had been handed over before", batch)
+        except UnavailableError:
+            raise  # nothing else is taken either, and the ledger may have this one: no time to count anew
+        except CloudfarmError as error:
+            self._stuck[batch] = error
+            return
+        if batch not in self._settled:
+            self._settled.add(batch)
             if self.journal.is_own(batch):
                 self._settle(rows)
             else:
                 self._recount = True  # another process counted it
+        try:
+            self.journal.drop(batch)
+        except CloudfarmError as error:
+            self._stuck[batch] = error
+        else:
+            self._settled.discard(batch)
+            self._stuck.pop(batch, None)
 
     def _rows(self, batch: str) -> Sequence[Note]:
         return by_minute(self.journal.read(batch))
