@@ -371,3 +371,24 @@ async def test_the_loop_goes_on_when_the_store_does_not_answer(store, monkeypatc
         made.begin(route()).end()
     assert [used.requests for _, used in await served(made)] == [1]
     assert len([record for record in caplog.records if "handed over later" in record.message]) == 1
+
+
+async def test_the_loop_goes_on_after_a_mistake_of_ours(store, monkeypatch, caplog):
+    made = Meter(store, ManualClock(), MemoryJournal(), every_s=0.0)
+    steps = 0
+
+    async def failing():
+        nonlocal steps
+        steps += 1
+        raise ZeroDivisionError
+
+    async with made.running():
+        with monkeypatch.context() as broken:
+            broken.setattr(Meter, "_hand_over", lambda _: failing())
+            for _ in range(20):
+                await asyncio.sleep(0)
+        made.begin(route()).end()
+    assert steps > 1
+    assert [used.requests for _, used in await served(made)] == [1]
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert said.exc_info[0] is ZeroDivisionError

@@ -117,7 +117,8 @@ class Meter:
     """Whether they must be read again."""
     _recount: bool = True
     """Whether also what the ledger says of this month must."""
-    _failing: bool = False
+    _failing: str = ""
+    """Why the last step did not do all, which is said once."""
     _journal_failing: bool = False
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -210,11 +211,17 @@ class Meter:
         try:
             await self.step()
         except CloudfarmError as error:
-            if not self._failing:
-                log.warning("what was used is kept, and handed over later: %s", error)
-            self._failing = True
+            self._say(str(error))
+        except Exception as mistake:  # noqa: BLE001 - it is logged; the loop may not end while requests are let in
+            self._say(repr(mistake), mistake)
         else:
-            self._failing = False
+            self._failing = ""
+
+    def _say(self, why: str, mistake: Exception | None = None) -> None:
+        if why != self._failing:
+            level = logging.WARNING if mistake is None else logging.ERROR
+            log.log(level, "what was used is kept, and handed over later: %s", why, exc_info=mistake)
+        self._failing = why
 
     def _write(self, notes: Sequence[Note]) -> None:
         """Write notes into the journal; what it does not take is kept here, and written with the next."""
