@@ -12,8 +12,9 @@ from cloudfarm.testing.factories import add, keep, look, make_credential, make_s
 from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases.limits import month_of
-from cloudfarm.usecases.metering import MOST_AT_ONCE, Meter
+from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.use import MOST_AT_ONCE
 
 CHAT = make_service("s1", name="chat", tenant="kaist", project="wind")
 

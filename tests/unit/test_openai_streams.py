@@ -123,6 +123,60 @@ async def test_a_cancelled_server_leaves_nothing_open(door: FrontDoor):
     assert_charged_as_made(door)
 
 
+# A key that is revoked
+
+
+async def revoked(door: FrontDoor) -> None:
+    deleted = await door.call("alpha.admin", "DELETE", "/v1/keys/c-alpha-key")
+    assert deleted.status_code == 204
+
+
+async def test_a_stream_of_a_revoked_key_ends_at_once_with_an_error(door: FrontDoor):
+    door.inference.stall_after = 2
+    async with client(door, stream=True) as reader:
+        for _ in range(2):
+            await reader.receive()
+        await asyncio.wait_for(door.inference.stalled.wait(), 10)
+        assert door.inference.open == 1
+        await revoked(door)
+        said = []
+        while (message := await reader.receive())["more_body"]:
+            said.append(message["body"].decode())
+    error = json.loads(said[-1].removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
+    assert "revoked" in error["message"]
+    assert sum(use.completion_tokens for _, use in door.meter.uses) == 1
+    assert_charged_as_made(door)
+
+
+async def test_a_stream_of_a_revoked_key_that_is_read_slowly_has_nothing_more(door: FrontDoor):
+    async with client(door, stream=True) as reader:
+        for _ in range(3):
+            await reader.receive()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        given = len(door.inference.given)
+        await revoked(door)
+        said = ""
+        while (message := await reader.receive())["more_body"]:
+            said = message["body"].decode()
+        assert "invalid_api_key" in said
+        assert len(door.inference.given) == given
+    assert_charged_as_made(door)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
+async def test_an_answer_for_a_revoked_key_is_given_up(door: FrontDoor, path):
+    door.inference.stall_after = 0
+    async with client(door, path) as reader, client(door, who="alpha.member", stream=True) as other:
+        await until_open(door, 2)
+        await revoked(door)
+        assert (await reader.receive())["status"] == 401
+        assert door.inference.open == 1
+        await other.go()
+    assert_charged_as_made(door)
+
+
 # Reading slowly
 
 

@@ -9,8 +9,9 @@ from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
 from cloudfarm.errors import InvalidInputError, NoReplicaError, TooManyError, UnavailableError
-from cloudfarm.usecases.metering import Meter, Use
+from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.use import Use
 
 
 def _name(job: Job) -> str:

@@ -11,9 +11,10 @@ from cloudfarm.errors import InvalidInputError, NoReplicaError
 from cloudfarm.ports import Apps, Inference
 from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.json_values import check_json
-from cloudfarm.usecases.metering import Meter, Use
+from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.open_requests import OpenRequests
 from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.use import Use
 
 TIMEOUT_S = 60.0
 
@@ -25,7 +26,8 @@ class Calls:
     """Every way to call a service.
 
     All of them raise what :meth:`Gate.route` and :meth:`OpenRequests.one` raise, TooManyError at a limit of the key,
-    InvalidInputError for what the service refuses, and UnavailableError if it does not answer.
+    InvalidInputError for what the service refuses, UnavailableError if it does not answer, and UnauthenticatedError
+    when the key is revoked or expires meanwhile.
     """
 
     gate: Gate
@@ -126,7 +128,7 @@ class Calls:
             try:
                 with self._use(route, again=again) as use:
                     async with aclosing(ask(route, use)) as answers:
-                        async for each in answers:
+                        while (each := await use.next_of(answers)) is not None:
                             yield each
             except NoReplicaError:
                 if again:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_minute
-from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnavailableError
+from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnauthenticatedError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
 from cloudfarm.usecases.limits import Allowances, Budget, month_of
 from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.use import Use
 
-MOST_AT_ONCE = 10**9
-"""More tokens in one count are a mistake."""
 MOST_STUCK = 8
 """So many batches of its own a front door lets wait that the journal does not give back; each holds a file open."""
 
@@ -28,63 +27,6 @@ Whose = tuple[str, str | None]
 """A tenant, and one of its keys or None for all that it uses."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Use:
-    """One request under way. Whoever began it ends it, come what may."""
-
-    _meter: "Meter"
-    _account: Account
-    _shares: Shares
-    _noted_ms: int
-    """Up to when the journal has it."""
-    _noted_clock: int
-    """The virtual clock of the service's shares at that time."""
-    _noted: tuple[int, int, int] = (0, 0, 0)
-    """Requests and tokens that the journal has."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    ended: bool = False
-
-    def count(self, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Charge tokens, before they are sent to the caller.
-
-        Raises:
-            ValueError: for a number that no answer can have.
-        """
-        if self.ended:
-            raise ValueError("this use has ended")
-        if not (0 <= prompt_tokens <= MOST_AT_ONCE and 0 <= completion_tokens <= MOST_AT_ONCE):
-            raise ValueError(f"{prompt_tokens} and {completion_tokens} tokens cannot be counted")
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        self._meter.take(self._account, prompt_tokens + completion_tokens)
-
-    def end(self) -> None:
-        """Close it; a second time changes nothing."""
-        if not self.ended:
-            self.ended = True
-            self._meter.finish(self)
-
-    def note(self, now_ms: int, clock: int) -> Note:
-        """Return what was used since the last note."""
-        start_ms = min(self._noted_ms, now_ms)  # a clock may be set back
-        requests, prompt_tokens, completion_tokens = self._noted
-        used = Used(
-            1 - requests,
-            self.prompt_tokens - prompt_tokens,
-            self.completion_tokens - completion_tokens,
-            now_ms - start_ms,
-            clock - self._noted_clock,
-        )
-        self._noted_ms, self._noted_clock = now_ms, clock
-        self._noted = 1, self.prompt_tokens, self.completion_tokens
-        return Note(self._account, start_ms, now_ms, used)
-
-    def shares(self) -> Shares:
-        """Return the shares of its service."""
-        return self._shares
 
 
 @dataclass(slots=True)
@@ -98,7 +40,7 @@ class Meter:
     clock: Clock
     journal: UsageJournal
     every_s: float = 1.0
-    """How often uses under way are noted, and batches handed over."""
+    """How often uses under way are noted and looked after, and batches handed over."""
     _allowances: Allowances = field(default_factory=Allowances)
     _shares: dict[str, Shares] = field(default_factory=dict)
     """By service id."""
@@ -168,12 +110,12 @@ class Meter:
         self._write([use.note(now_ms, use.shares().end(now_ms))])
 
     async def refresh(self) -> None:
-        """Take over limits that have just been changed. If the store does not answer, that is done at the next step."""
+        """Take over limits and keys that have just changed. If the store does not answer, the next step does."""
         self._changed = True
         await self._try_step()
 
     async def step(self) -> None:
-        """Note what is under way, hand over what waits, and read limits that have changed.
+        """Note what is under way, look after it, hand over what waits, and read limits that have changed.
 
         Raises:
             CloudfarmError: if not all of that could be done; what could be is.
@@ -182,6 +124,8 @@ class Meter:
             now_ms = self.clock.now_ms()
             notes = [use.note(now_ms, use.shares().go_on(now_ms)) for use in self._under_way]
             self._write(by_minute(notes))
+            if self._under_way:
+                await self._look_after()
             await self._hand_over()
             if self._changed or self._recount:
                 await self._read_limits()
@@ -237,6 +181,15 @@ class Meter:
             else:
                 self._journal_failing = False
                 self._unwritten = []
+
+    async def _look_after(self) -> None:
+        """End what is under way with keys that are no longer good."""
+        async with self.store.begin(write=False) as uow:
+            keys = {use.account.key_id for use in self._under_way}
+            dead = await uow.credentials.find_dead(keys, self.clock.now_ms())
+        for use in self._under_way:
+            if use.account.key_id in dead:
+                use.refuse(UnauthenticatedError("this key has expired or was revoked meanwhile"))
 
     async def _hand_over(self) -> None:
         own = [batch for batch in self.journal.waiting() if self.journal.is_own(batch)]
