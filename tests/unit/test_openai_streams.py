@@ -93,13 +93,16 @@ async def test_a_client_goes_away_while_texts_are_embedded(door: FrontDoor):
     ),
     dies_after=st.one_of(st.none(), st.integers(0, 8)),
     ahead=st.integers(0, 5),
+    late=st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-async def test_whenever_clients_go_away_they_pay_what_was_made(tmp_path_factory, readers, dies_after, ahead):
+async def test_whenever_clients_go_away_they_pay_what_was_made(
+    tmp_path_factory, readers, dies_after, ahead, late
+):
     async with open_front_door(tmp_path_factory.mktemp("farm")) as door:
         await door.serve("talk")
         door.inference.break_after = dies_after
-        door.inference.ahead = ahead
+        door.inference.ahead, door.inference.late = ahead, late
 
         async def read(stream: bool, messages: int, choices: int, most: int | None) -> None:
             async with client(door, stream=stream, n=choices, max_tokens=most) as reader:

@@ -111,6 +111,8 @@ class FakeInference:
     """Every piece that was taken from it."""
     ahead: int = 0
     """How many pieces more it makes than are taken."""
+    late: int = 0
+    """How many it makes more before it sees that nobody reads them any more; they come when the reader has left."""
     made: list[Piece] = field(default_factory=list)
     open: int = 0
     """Answers that are being made now."""
@@ -146,6 +148,10 @@ class FakeInference:
                 self.given.append(piece)
                 yield piece
         finally:
+            for each in pieces[told : told + self.late]:
+                await asyncio.sleep(0)
+                self.made.append(each)
+                made(each)
             self.open -= 1
 
     async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
