@@ -32,6 +32,10 @@ def route(key_id="k1", service=CHAT, milli_gpus=1000):
     )
 
 
+def begin(meter, to):
+    return meter.begin(to, meter.admit(to))
+
+
 ACCOUNT = Account("snu", "k1", "s1", "kaist", "chat", "wind", "chat:mine")
 
 
@@ -62,7 +66,7 @@ def noted(meter):
 
 
 async def test_a_request_is_counted_at_its_end_and_handed_over_at_the_next_step(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(prompt_tokens=12)
     use.count(completion_tokens=3)
     use.count(completion_tokens=4)
@@ -81,7 +85,7 @@ async def test_a_request_is_counted_at_its_end_and_handed_over_at_the_next_step(
 
 
 async def test_a_stream_is_noted_while_it_runs_and_is_one_request(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     for _ in range(3):
         use.count(completion_tokens=5)
         meter.clock.advance(1000)
@@ -94,9 +98,9 @@ async def test_a_stream_is_noted_while_it_runs_and_is_one_request(meter):
 
 
 async def test_requests_at_once_share_the_services_gpus(meter):
-    long = meter.begin(route())
+    long = begin(meter, route())
     meter.clock.advance(1000)
-    short = meter.begin(route(key_id="k2"))
+    short = begin(meter, route(key_id="k2"))
     meter.clock.advance(500)
     await meter.step()
     meter.clock.advance(500)
@@ -111,7 +115,7 @@ async def test_requests_at_once_share_the_services_gpus(meter):
 
 async def test_services_do_not_share(meter):
     other = make_service("s2", name="other", tenant="kaist")
-    uses = [meter.begin(route()), meter.begin(route(service=other, milli_gpus=500))]
+    uses = [begin(meter, route()), begin(meter, route(service=other, milli_gpus=500))]
     meter.clock.advance(1000)
     for use in uses:
         use.end()
@@ -121,9 +125,9 @@ async def test_services_do_not_share(meter):
 
 
 async def test_more_replicas_count_from_the_next_request_on(meter):
-    first = meter.begin(route())
+    first = begin(meter, route())
     meter.clock.advance(1000)
-    second = meter.begin(route(milli_gpus=2000))
+    second = begin(meter, route(milli_gpus=2000))
     second.end()
     meter.clock.advance(1000)
     first.end()
@@ -132,7 +136,7 @@ async def test_more_replicas_count_from_the_next_request_on(meter):
 
 
 async def test_a_number_that_no_answer_has_is_refused(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     for wrong in ({"prompt_tokens": -1}, {"completion_tokens": MOST_AT_ONCE + 1}):
         with pytest.raises(ValueError, match="cannot be counted"):
             use.count(**wrong)
@@ -144,29 +148,29 @@ async def test_a_number_that_no_answer_has_is_refused(meter):
 async def test_nobody_is_let_in_before_the_limits_are_known(store):
     made = Meter(store, ManualClock(), MemoryJournal())
     with pytest.raises(UnavailableError):
-        made.begin(route())
+        begin(made, route())
     await made.step()
-    made.begin(route())
+    begin(made, route())
 
 
 async def test_a_limit_holds_from_the_refresh_on(meter):
     for _ in range(5):
-        meter.begin(route()).end()
+        begin(meter, route()).end()
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(requests_per_minute=2)))
     await meter.refresh()
     for _ in range(2):
-        meter.begin(route()).end()
+        begin(meter, route()).end()
     with pytest.raises(TooManyError) as refused:
-        meter.begin(route())
+        begin(meter, route())
     assert refused.value.data["limit"] == "requests_per_minute"
-    meter.begin(route(key_id="k2")).end()
+    begin(meter, route(key_id="k2")).end()
 
 
 async def test_a_restart_forgets_nothing_of_the_month(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
     await meter.refresh()
     for tokens in (60, 30):  # in the ledger, and in the journal only
-        use = meter.begin(route())
+        use = begin(meter, route())
         use.count(completion_tokens=tokens)
         use.end()
         if tokens == 60:
@@ -174,10 +178,10 @@ async def test_a_restart_forgets_nothing_of_the_month(meter):
     meter.journal.close()
     after = Meter(meter.store, meter.clock, MemoryJournal(meter.journal.folder))
     await after.step()
-    use = after.begin(route())
+    use = begin(after, route())
     use.count(completion_tokens=10)
     with pytest.raises(TooManyError) as refused:
-        after.begin(route())
+        begin(after, route())
     assert refused.value.data["used"] == 100
 
 
@@ -194,28 +198,28 @@ async def test_a_restart_gives_nobody_another_minutes_worth(meter, limits):
     await meter.refresh()
     meter.clock.advance(5 * MINUTE_MS)
     for handed_over in (True, True, False):
-        use = meter.begin(route())
+        use = begin(meter, route())
         use.count(prompt_tokens=20, completion_tokens=10)
         use.end()
         if handed_over:
             await meter.step()
     after = await restarted(meter)
     with pytest.raises(TooManyError) as refused:
-        after.begin(route())
+        begin(after, route())
     assert refused.value.data["used"] == refused.value.data["limit_value"]
-    after.begin(route(key_id="k2")).end()
+    begin(after, route(key_id="k2")).end()
     await after.step()  # taken off once, and not at every step
     after.clock.advance(MINUTE_MS // 3)
-    after.begin(route()).end()
+    begin(after, route()).end()
     after.clock.advance(MINUTE_MS)
     again = await restarted(after)  # what is longer ago is made good
     for _ in range(3):
-        again.begin(route()).end()
+        begin(again, route()).end()
 
 
 async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over(meter):
     for _ in range(2):
-        use = meter.begin(route())
+        use = begin(meter, route())
         use.count(prompt_tokens=40)
         await meter.step()
     use.count(completion_tokens=20)
@@ -225,39 +229,39 @@ async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over
     )
     await meter.refresh()
     with pytest.raises(TooManyError) as refused:
-        meter.begin(route(key_id="k7"))
+        begin(meter, route(key_id="k7"))
     assert (refused.value.data["limit"], refused.value.data["used"]) == ("limit_tokens_per_month", 100)
 
 
 async def test_a_new_limit_counts_what_was_handed_over_once(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(prompt_tokens=40)
     await meter.step()
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=41)))
     await meter.refresh()
-    meter.begin(route()).count(completion_tokens=1)
+    begin(meter, route()).count(completion_tokens=1)
     with pytest.raises(TooManyError) as refused:
-        meter.begin(route())
+        begin(meter, route())
     assert refused.value.data["used"] == 41
 
 
 async def test_another_month_begins_at_nothing(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
     await meter.refresh()
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(completion_tokens=100)
     use.end()
     with pytest.raises(TooManyError):
-        meter.begin(route())
+        begin(meter, route())
     meter.clock.at_ms = month_of(meter.clock.now_ms())[1]
     await meter.refresh()
-    meter.begin(route())
+    begin(meter, route())
 
 
 async def test_what_runs_over_midnight_is_of_both_days(meter):
     midnight = (meter.clock.now_ms() // 86_400_000 + 1) * 86_400_000
     meter.clock.at_ms = midnight - 1000
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(completion_tokens=5)
     meter.clock.at_ms = midnight - 1
     await meter.step()
@@ -288,7 +292,7 @@ async def test_a_batch_that_cannot_be_read_stops_nothing_else(store):
     with pytest.raises(UnavailableError, match="cannot be read"):
         await made.step()
     for _ in range(2):
-        use = made.begin(route())
+        use = begin(made, route())
         use.count(completion_tokens=10)
         use.end()
         with pytest.raises(UnavailableError, match="cannot be read"):
@@ -296,20 +300,20 @@ async def test_a_batch_that_cannot_be_read_stops_nothing_else(store):
     assert [used.completion_tokens for _, used in await served(made)] == [20]
     made.journal.unreadable.clear()
     await made.step()
-    made.begin(route()).count(completion_tokens=10)
+    begin(made, route()).count(completion_tokens=10)
     with pytest.raises(TooManyError) as refused:
-        made.begin(route())
+        begin(made, route())
     assert refused.value.data["used"] == 100
 
 
 async def test_own_batches_that_cannot_be_read_do_not_freeze_the_ledger_nor_become_many(meter):
     for number in range(20):
-        meter.begin(route()).end()
+        begin(meter, route()).end()
         meter.journal.close_batch()
         if number < 10:
             meter.journal.unreadable |= set(meter.journal.waiting())
     for _ in range(3):
-        meter.begin(route()).end()
+        begin(meter, route()).end()
         with pytest.raises(UnavailableError, match="cannot be read"):
             await meter.step()
     assert [used.requests for _, used in await served(meter)] == [10]
@@ -322,7 +326,7 @@ async def test_own_batches_that_cannot_be_read_do_not_freeze_the_ledger_nor_beco
 
 async def test_a_batch_that_cannot_be_dropped_is_counted_once(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(completion_tokens=60)
     use.end()
     meter.journal.close_batch()
@@ -334,17 +338,17 @@ async def test_a_batch_that_cannot_be_dropped_is_counted_once(meter):
     meter.journal.undroppable.clear()
     await meter.step()
     assert meter.journal.waiting() == []
-    meter.begin(route()).count(completion_tokens=39)
-    meter.begin(route()).count(completion_tokens=1)
+    begin(meter, route()).count(completion_tokens=39)
+    begin(meter, route()).count(completion_tokens=1)
     with pytest.raises(TooManyError) as refused:
-        meter.begin(route())
+        begin(meter, route())
     assert refused.value.data["used"] == 100
 
 
 async def test_the_loop_hands_over_at_its_end_and_lets_go_of_the_journal(store):
     made = Meter(store, ManualClock(), MemoryJournal(), every_s=60)
     async with made.running():
-        use = made.begin(route())
+        use = begin(made, route())
         use.count(completion_tokens=5)
     assert await served(made) == [(ACCOUNT, Used(1, 0, 5))]
     assert made.journal.folder.held == set()
@@ -353,23 +357,23 @@ async def test_the_loop_hands_over_at_its_end_and_lets_go_of_the_journal(store):
 async def test_the_loop_goes_on_when_the_store_does_not_answer(store, monkeypatch, caplog):
     made = Meter(store, ManualClock(), MemoryJournal(), every_s=0.0)
     down = True
-    begin = store.begin
+    store_begin = store.begin
 
     def refusing(*, write=True):
         if down:
             raise UnavailableError
-        return begin(write=write)
+        return store_begin(write=write)
 
     monkeypatch.setattr(store, "begin", refusing)
     async with made.running():
         for _ in range(20):
             await asyncio.sleep(0)
         with pytest.raises(UnavailableError):
-            made.begin(route())
+            begin(made, route())
         down = False
         await asyncio.sleep(0)
         await made.refresh()
-        made.begin(route()).end()
+        begin(made, route()).end()
     assert [used.requests for _, used in await served(made)] == [1]
     assert len([record for record in caplog.records if "handed over later" in record.message]) == 1
 
@@ -388,7 +392,7 @@ async def test_the_loop_goes_on_after_a_mistake_of_ours(store, monkeypatch, capl
             broken.setattr(Meter, "_hand_over", lambda _: failing())
             for _ in range(20):
                 await asyncio.sleep(0)
-        made.begin(route()).end()
+        begin(made, route()).end()
     assert steps > 1
     assert [used.requests for _, used in await served(made)] == [1]
     (said,) = [record for record in caplog.records if record.levelname == "ERROR"]

@@ -118,7 +118,8 @@ class MeteringMachine(RuleBasedStateMachine):
     @rule(target=uses, key_id=st.sampled_from(sorted(KEYS)), service=st.sampled_from(sorted(SERVICES)))
     def begin(self, key_id, service):
         try:
-            use = self.meter.begin(route(key_id, SERVICES[service]))
+            to = route(key_id, SERVICES[service])
+            use = self.meter.begin(to, self.meter.admit(to))
         except UnavailableError:
             assert not self.told, "the limits were read, and are not known"
             return None

@@ -9,8 +9,9 @@ from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
 from cloudfarm.errors import InvalidInputError, NoReplicaError, TooManyError, UnavailableError
+from cloudfarm.usecases.limits import Admission
 from cloudfarm.usecases.metering import Meter
-from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.routes import Called, Route
 from cloudfarm.usecases.use import Use
 
 
@@ -207,11 +208,15 @@ class RecordingMeter(Meter):
     uses: list[tuple[Route, Use]] = field(default_factory=list)
     limit: TooManyError | None = None
 
-    def begin(self, route: Route, *, again: bool = False) -> Use:
-        """Begin a request, unless a limit is reached."""
+    def admit(self, called: Called) -> Admission:
+        """Let a request in, unless a limit is reached."""
         if self.limit is not None:
             raise self.limit
-        use = Meter.begin(self, route, again=again)
+        return Meter.admit(self, called)
+
+    def begin(self, route: Route, admission: Admission) -> Use:
+        """Begin a request."""
+        use = Meter.begin(self, route, admission)
         self.uses.append((route, use))
         return use
 

@@ -99,6 +99,16 @@ class Budget:
     used: int
 
 
+@dataclass(slots=True, eq=False)
+class Admission:
+    """A request that was let in, until it leaves."""
+
+    tenant: str
+    key_id: str
+    begun: bool = False
+    """Whether anything was asked for it."""
+
+
 @dataclass(slots=True)
 class _Key:
     requests: Bucket | None = None
@@ -137,8 +147,8 @@ class Allowances:
             if key.tokens is not None:
                 key.tokens.take(used.tokens, now_ms)
 
-    def admit(self, tenant: str, key_id: str, now_ms: int) -> None:
-        """Let a request begin, and take it off the requests that the key may still make.
+    def admit(self, tenant: str, key_id: str, now_ms: int) -> Admission:
+        """Let a request in, and take it off the requests that the key may still make.
 
         Raises:
             TooManyError: if a limit is used up, with its name, its value, what was used of it, and when to come back.
@@ -154,6 +164,13 @@ class Allowances:
                 raise _refusal(name, budget.limit, budget.used, self._month_ends_ms - now_ms)
         if key.requests is not None:
             key.requests.take(1, now_ms)
+        return Admission(tenant, key_id)
+
+    def leave(self, admission: Admission, now_ms: int) -> None:
+        """Let a request go; one that never began is not one of those that the key may make."""
+        key = self._keys.get(admission.key_id, _NO_LIMITS)
+        if not admission.begun and key.requests is not None:
+            key.requests.take(-1, now_ms)
 
     def used(self, tenant: str, key_id: str | None, now_ms: int) -> int | None:
         """Return what of this month's tokens a key, or with None a tenant, has used; None if that has no limit."""

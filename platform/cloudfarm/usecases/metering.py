@@ -16,8 +16,8 @@ from cloudfarm.clock import Clock
 from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_minute
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnauthenticatedError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
-from cloudfarm.usecases.limits import Allowances, Budget, month_of
-from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.limits import Admission, Allowances, Budget, month_of
+from cloudfarm.usecases.routes import Called, Route
 from cloudfarm.usecases.use import Use
 
 MOST_STUCK = 8
@@ -64,12 +64,8 @@ class Meter:
     _journal_failing: bool = False
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def begin(self, route: Route, *, again: bool = False) -> Use:
-        """Begin a request.
-
-        Args:
-            route: where it goes, and whose it is.
-            again: it was begun before and nobody has got it; it counts as the same one.
+    def admit(self, called: Called) -> Admission:
+        """Let a request in. Whoever has it let in lets it go, come what may.
 
         Raises:
             TooManyError: if a limit is used up.
@@ -77,10 +73,16 @@ class Meter:
         """
         if not self._ready:
             raise UnavailableError("the farm's store has not told yet what the limits are", retry_after_s=1)
-        now_ms = self.clock.now_ms()
-        service = route.service
-        if not again:
-            self._allowances.admit(route.tenant, route.key_id, now_ms)
+        return self._allowances.admit(called.tenant, called.key_id, self.clock.now_ms())
+
+    def leave(self, admission: Admission) -> None:
+        """Let a request go whose uses have ended."""
+        self._allowances.leave(admission, self.clock.now_ms())
+
+    def begin(self, route: Route, admission: Admission) -> Use:
+        """Begin a request that was let in; again if nobody has got it before: it counts as the same one."""
+        now_ms, service, again = self.clock.now_ms(), route.service, admission.begun
+        admission.begun = True
         account = Account(
             tenant=route.tenant,
             key_id=route.key_id,

@@ -21,20 +21,26 @@ EVERYBODYS = "farm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Where a request goes, and whose it is."""
+class Called:
+    """Who calls what: known also while nothing answers."""
 
     tenant: str
     """The caller's."""
     key_id: str
     """Of the caller's key or token."""
     service: Service
-    app_name: str
-    """The Serve application that answers."""
     model: str
     """The name as asked: ``service`` or ``service:adapter``."""
     kind: str
     """Of the service's model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route(Called):
+    """Where a request goes, and whose it is."""
+
+    app_name: str
+    """The Serve application that answers."""
     milli_gpus: int
     """Of all leases together that the service is charged for just now."""
     adapter: Adapter | None = None
@@ -66,6 +72,19 @@ class Ways:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleeping:
+    """A call whose service is asleep."""
+
+    called: Called
+    asleep: Asleep
+
+    @property
+    def service(self) -> Service:
+        """The one that is asleep."""
+        return self.called.service
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Somebody calls a model."""
 
@@ -89,7 +108,7 @@ async def find_caller(uow: UnitOfWork, clock: Clock, secret: str | None) -> Prin
     return principal
 
 
-async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> Ways | Asleep:
+async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> Ways | Sleeping:
     """Return the ways to a model for whoever has the secret, or that its service is asleep.
 
     Args:
@@ -114,7 +133,16 @@ async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> 
         raise missing(ask.what, ask.model) from None
     running = await find_running(uow, service, waits=waits)
     if isinstance(running, Asleep):
-        return running
+        current = await uow.revisions.get(service.current_id or "")
+        base = await uow.models.get(current.model_id)
+        called = Called(
+            tenant=principal.home,
+            key_id=principal.credential_id,
+            service=service,
+            model=ask.model,
+            kind=kind_of(base.manifest),
+        )
+        return Sleeping(called, running)
     routes: dict[str, Route] = {}
     milli_gpus = await _charged(uow, running.revisions)
     for revision in running.revisions:
