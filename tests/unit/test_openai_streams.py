@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudfarm.api import streaming
-from cloudfarm.domain.generation import Piece
+from cloudfarm.domain.bundles import context_of
+from cloudfarm.domain.generation import Generation, Piece, Sampling
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import FakeClient, assert_openai_error
 
@@ -178,6 +179,51 @@ async def test_an_answer_for_a_revoked_key_is_given_up(door: FrontDoor, path):
         assert door.inference.open == 1
         await other.go()
     assert_charged_as_made(door)
+
+
+# Limits
+
+
+async def test_of_requests_at_once_one_is_let_in_on_the_last_tokens(door: FrontDoor):
+    limits = {"tokens_per_minute": 1, "tokens_per_month": 10_000}
+    await door.call("alpha.admin", "PATCH", "/v1/keys/c-alpha-key", json=limits)
+    door.inference.stall_after = 0
+    async with client(door, max_tokens=5) as reader:
+        await until_open(door, 1)
+        for path, body in ((CHAT, {**BODY, "max_tokens": 5}), ("/v1/embeddings", EMBED)):
+            error = assert_openai_error(
+                refused := await door.call("alpha.key", "POST", path, json=body), 429, "rate_limit_exceeded"
+            )
+            assert refused.headers["retry-after"] == "1"
+            assert (error["limit"], error["used"]) == ("tokens_per_minute", 0)
+            assert error["held"] >= 5 + 6
+        await reader.go()
+    door.inference.stall_after = None
+    assert (await ask(door, max_tokens=5)).status_code == 200
+    assert door.meter._allowances._held == {}
+
+
+def test_the_most_that_a_request_may_use():
+    def most(context_tokens: int, **sampling) -> int:
+        return Generation(Sampling(**sampling), prompt="four").most_tokens(context_tokens)
+
+    assert most(100, max_tokens=10, choices=3) == 34
+    assert most(0, max_tokens=10, choices=3) == 34
+    assert most(12, max_tokens=10) == 12
+    assert most(100, choices=3) == 300
+    assert most(0) == 0
+
+
+def test_a_context_that_a_tenant_made_up_is_not_known():
+    specs = (
+        {"context_tokens": 512},
+        {"context_tokens": True},
+        {"context_tokens": 2**70},
+        {"context_tokens": "9"},
+        [],
+    )
+    assert [context_of({"spec": spec}) for spec in specs] == [512, 0, 0, 0, 0]
+    assert context_of({}) == 0
 
 
 # Reading slowly

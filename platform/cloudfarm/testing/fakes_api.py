@@ -149,11 +149,13 @@ class FakeInference:
                 self.given.append(piece)
                 yield piece
         finally:
-            for each in pieces[told : told + self.late]:
-                await asyncio.sleep(0)
-                self.made.append(each)
-                made(each)
-            self.open -= 1
+            try:
+                for each in pieces[told : told + self.late]:
+                    await asyncio.sleep(0)
+                    self.made.append(each)
+                    made(each)
+            finally:
+                self.open -= 1
 
     async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
         """Return for each text its length and a quarter."""
@@ -208,11 +210,11 @@ class RecordingMeter(Meter):
     uses: list[tuple[Route, Use]] = field(default_factory=list)
     limit: TooManyError | None = None
 
-    def admit(self, called: Called) -> Admission:
+    def admit(self, called: Called, most_tokens: int = 0) -> Admission:
         """Let a request in, unless a limit is reached."""
         if self.limit is not None:
             raise self.limit
-        return Meter.admit(self, called)
+        return Meter.admit(self, called, most_tokens)
 
     def begin(self, route: Route, admission: Admission) -> Use:
         """Begin a request."""

@@ -67,8 +67,13 @@ class Calls:
             adapted = replace(request, adapter=route.adapter)
             return self.inference.generate(route.app_name, adapted, _charge(use))
 
+        def most_tokens(called: Called) -> int:
+            return request.most_tokens(called.context_tokens)
+
         check = _needs(CAUSAL_LM, "does not generate text")
-        async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
+        async with aclosing(
+            self._answers(secret, model, "model", check, ask, most_tokens=most_tokens)
+        ) as answers:
             async for piece in answers:
                 yield piece
 
@@ -78,8 +83,13 @@ class Calls:
         async def ask(route: Route, use: Use) -> AsyncGenerator[Embeddings]:
             yield await self.inference.embed(route.app_name, texts, _charge(use))
 
+        def most_tokens(_called: Called) -> int:
+            return sum(len(text) for text in texts)
+
         check = _needs(TEXT_EMBEDDING, "does not embed text")
-        async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
+        async with aclosing(
+            self._answers(secret, model, "model", check, ask, most_tokens=most_tokens)
+        ) as answers:
             return await anext(answers)
 
     def exchange(
@@ -116,6 +126,8 @@ class Calls:
         what: str,
         check: Callable[[Called], None],
         ask: Callable[[Route, Use], AsyncGenerator[T]],
+        *,
+        most_tokens: Callable[[Called], int] = lambda _called: 0,
     ) -> AsyncGenerator[T]:
         """Yield what a service answers.
 
@@ -126,7 +138,7 @@ class Calls:
         check(called)
         lost = False
         # Before anything is counted as load, woken or waited for: who is refused costs nobody else a place or a GPU.
-        with self.open.one(called.key_id), self._admitted(called) as admission:
+        with self.open.one(called.key_id), self._admitted(called, most_tokens(called)) as admission:
             while True:
                 if lost or not isinstance(called, Route):
                     called = await self.gate.wake(secret, model, what=what, lost=lost)
@@ -144,8 +156,8 @@ class Calls:
                     return
 
     @contextmanager
-    def _admitted(self, called: Called) -> Iterator[Admission]:
-        admission = self.meter.admit(called)
+    def _admitted(self, called: Called, most_tokens: int) -> Iterator[Admission]:
+        admission = self.meter.admit(called, most_tokens)
         try:
             yield admission
         finally:

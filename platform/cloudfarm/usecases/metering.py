@@ -64,16 +64,16 @@ class Meter:
     _journal_failing: bool = False
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def admit(self, called: Called) -> Admission:
-        """Let a request in. Whoever has it let in lets it go, come what may.
+    def admit(self, called: Called, most_tokens: int = 0) -> Admission:
+        """Let a request in that may use so many tokens. Whoever has it let in lets it go, come what may.
 
         Raises:
-            TooManyError: if a limit is used up.
+            TooManyError: if a limit is used up, or may be by what is under way.
             UnavailableError: if it is not known yet what is used up.
         """
         if not self._ready:
             raise UnavailableError("the farm's store has not told yet what the limits are", retry_after_s=1)
-        return self._allowances.admit(called.tenant, called.key_id, self.clock.now_ms())
+        return self._allowances.admit(called.tenant, called.key_id, self.clock.now_ms(), most_tokens)
 
     def leave(self, admission: Admission) -> None:
         """Let a request go whose uses have ended."""
@@ -96,14 +96,15 @@ class Meter:
         if shares is None:
             shares = self._shares[service.id] = Shares(route.milli_gpus, now_ms)
         clock = shares.begin(now_ms, route.milli_gpus)
-        use = Use(self, account, shares, now_ms, clock, _noted=(int(again), 0, 0))
+        use = Use(self, account, admission, shares, now_ms, clock, _noted=(int(again), 0, 0))
         self._under_way.add(use)
         return use
 
-    def take(self, account: Account, tokens: int) -> None:
-        """Take tokens off the caller's limits."""
-        self._pending[account.tenant, account.key_id] += tokens
-        self._allowances.take(account.tenant, account.key_id, tokens, self.clock.now_ms())
+    def take(self, admission: Admission, tokens: int) -> None:
+        """Take tokens off the caller's limits, and off what is held for the request."""
+        self._pending[admission.tenant, admission.key_id] += tokens
+        self._allowances.draw(admission, tokens)
+        self._allowances.take(admission.tenant, admission.key_id, tokens, self.clock.now_ms())
 
     def finish(self, use: Use) -> None:
         """Note the rest of a use that ends."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, kind_of
+from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, context_of, kind_of
 from cloudfarm.domain.generation import Adapter
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import CredentialKind, Role
@@ -33,6 +33,8 @@ class Called:
     """The name as asked: ``service`` or ``service:adapter``."""
     kind: str
     """Of the service's model."""
+    context_tokens: int = 0
+    """Of a language model; 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +143,7 @@ async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> 
             service=service,
             model=ask.model,
             kind=kind_of(base.manifest),
+            context_tokens=context_of(base.manifest),
         )
         return Sleeping(called, running)
     routes: dict[str, Route] = {}
@@ -158,6 +161,7 @@ async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> 
             app_name=revision.app_name,
             model=ask.model,
             kind=kind_of(base.manifest),
+            context_tokens=context_of(base.manifest),
             milli_gpus=milli_gpus,
             adapter=adapter,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cloudfarm.domain.served import Account, Note, Shares, Used
 from cloudfarm.errors import CloudfarmError
+from cloudfarm.usecases.limits import Admission
 
 if TYPE_CHECKING:
     from cloudfarm.usecases.metering import Meter
@@ -23,6 +24,7 @@ class Use:
 
     _meter: "Meter"
     account: Account
+    _admission: Admission
     _shares: Shares
     _noted_ms: int
     """Up to when the journal has it."""
@@ -49,7 +51,7 @@ class Use:
             raise ValueError(f"{prompt_tokens} and {completion_tokens} tokens cannot be counted")
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
-        self._meter.take(self.account, prompt_tokens + completion_tokens)
+        self._meter.take(self._admission, prompt_tokens + completion_tokens)
 
     def end(self) -> None:
         """Close it; a second time changes nothing."""
