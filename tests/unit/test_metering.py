@@ -5,10 +5,20 @@ import asyncio
 import pytest
 
 from cloudfarm.domain.served import MINUTE_MS, Account, Note, Used
+from cloudfarm.domain.status import LeaseStatus, transition
 from cloudfarm.domain.tenant import CredentialKind, Limits, Tenant
 from cloudfarm.errors import TooManyError, UnavailableError
 from cloudfarm.testing.clock import ManualClock
-from cloudfarm.testing.factories import add, keep, look, make_credential, make_service
+from cloudfarm.testing.factories import (
+    add,
+    keep,
+    look,
+    make_credential,
+    make_lease,
+    make_revision,
+    make_service,
+    register,
+)
 from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases.limits import month_of
@@ -133,6 +143,30 @@ async def test_more_replicas_count_from_the_next_request_on(meter):
     first.end()
     await meter.step()
     assert sum(used.milli_gpu_ms for _, used in await served(meter)) == 1_000_000 + 2_000_000
+
+
+async def test_what_a_service_loses_counts_for_those_under_way_too(meter):
+    model = await register(meter.store)
+    leases = [
+        make_lease(f"l{number}", status=LeaseStatus.ACTIVE, started_ms=1, revision_id="r1")
+        for number in range(4)
+    ]
+    await add(meter.store, services=[CHAT], revisions=[make_revision(model_id=model.id)], leases=leases)
+    use = begin(meter, route(milli_gpus=4000))
+    await meter.step()
+    for lease in leases[1:]:
+        found = await look(meter.store, lambda uow, lease=lease: uow.leases.get(lease.id))
+        for status in (LeaseStatus.ENDING, LeaseStatus.ENDED):
+            changed = transition(found, status, now_ms=2)
+            await keep(meter.store, lambda uow, changed=changed: uow.apply(changed))
+            found = await look(meter.store, lambda uow, lease=lease: uow.leases.get(lease.id))
+    for _ in range(60):
+        meter.clock.advance(1000)
+        await meter.step()
+    use.end()
+    await meter.step()
+    ((_, used),) = await served(meter)
+    assert used.milli_gpu_ms == 4_000_000 + 59 * 1_000_000
 
 
 async def test_a_number_that_no_answer_has_is_refused(meter):

@@ -17,7 +17,7 @@ from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_m
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnauthenticatedError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
 from cloudfarm.usecases.limits import Admission, Allowances, Budget, month_of
-from cloudfarm.usecases.routes import Called, Route
+from cloudfarm.usecases.routes import Called, Route, charged_milli_gpus
 from cloudfarm.usecases.use import Use
 
 MOST_STUCK = 8
@@ -186,10 +186,16 @@ class Meter:
                 self._unwritten = []
 
     async def _look_after(self) -> None:
-        """End what is under way with keys that are no longer good."""
+        """End what is under way with keys that are no longer good, and see what GPUs its services have now."""
         async with self.store.begin(write=False) as uow:
             keys = {use.account.key_id for use in self._under_way}
             dead = await uow.credentials.find_dead(keys, self.clock.now_ms())
+            services = {use.account.service_id for use in self._under_way}
+            milli_gpus = {each: await charged_milli_gpus(uow, each) for each in services}
+        now_ms = self.clock.now_ms()
+        for service_id, charged in milli_gpus.items():
+            if charged is not None:
+                self._shares[service_id].change(now_ms, charged)
         for use in self._under_way:
             if use.account.key_id in dead:
                 use.refuse(UnauthenticatedError("this key has expired or was revoked meanwhile"))

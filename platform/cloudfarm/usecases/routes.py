@@ -8,7 +8,7 @@ from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, context_of, kin
 from cloudfarm.domain.generation import Adapter
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import CredentialKind, Role
-from cloudfarm.domain.workload import ModelVersion, Revision, Service
+from cloudfarm.domain.workload import ModelVersion, Service
 from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import UnitOfWork
 from cloudfarm.usecases.access import Principal, missing
@@ -147,7 +147,7 @@ async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> 
         )
         return Sleeping(called, running)
     routes: dict[str, Route] = {}
-    milli_gpus = await _charged(uow, running.revisions)
+    milli_gpus = await charged_milli_gpus(uow, service.id) or 0
     for revision in running.revisions:
         base = await uow.models.get(revision.model_id)
         try:
@@ -194,6 +194,20 @@ async def find_named(uow: UnitOfWork, principal: Principal, name: str) -> Servic
     return await find_callable(uow, principal, name)
 
 
+async def charged_milli_gpus(uow: UnitOfWork, service_id: str) -> int | None:
+    """Return the milli-GPUs of those leases of a service that are metered just now: not of those that wait or start.
+
+    None if there is nothing of the service any more.
+    """
+    revisions = await uow.revisions.list(service_id=service_id, open_only=True)
+    if not revisions:
+        return None
+    found = [
+        lease for each in revisions for lease in await uow.leases.list(revision_id=each.id, open_only=True)
+    ]
+    return sum(lease.milli_gpus for lease in found if lease.started_ms is not None)
+
+
 async def _services(uow: UnitOfWork, principal: Principal) -> Sequence[Service]:
     """Return the services that a caller may call: its tenant's, and under other names those open to all."""
     found = [service for service in await uow.services.list(open_only=True) if service.target is Target.RUN]
@@ -201,14 +215,6 @@ async def _services(uow: UnitOfWork, principal: Principal) -> Sequence[Service]:
     own = {service.name: service for service in found if service.tenant == principal.home}
     named = {**shared, **own}
     return [each for name, each in named.items() if not principal.services or name in principal.services]
-
-
-async def _charged(uow: UnitOfWork, revisions: Sequence[Revision]) -> int:
-    """Return the milli-GPUs of those leases of revisions that are metered: not of those that wait or start."""
-    found = [
-        lease for each in revisions for lease in await uow.leases.list(revision_id=each.id, open_only=True)
-    ]
-    return sum(lease.milli_gpus for lease in found if lease.started_ms is not None)
 
 
 def _adapters(versions: Sequence[ModelVersion], base: ModelVersion) -> dict[str, ModelVersion]:
