@@ -7,7 +7,7 @@ import pytest
 from cloudfarm.domain.served import MINUTE_MS, Account, Note, Used
 from cloudfarm.domain.status import LeaseStatus, transition
 from cloudfarm.domain.tenant import CredentialKind, Limits, Tenant
-from cloudfarm.errors import TooManyError, UnavailableError
+from cloudfarm.errors import TooManyError, UnauthenticatedError, UnavailableError
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.factories import (
     add,
@@ -143,6 +143,29 @@ async def test_more_replicas_count_from_the_next_request_on(meter):
     first.end()
     await meter.step()
     assert sum(used.milli_gpu_ms for _, used in await served(meter)) == 1_000_000 + 2_000_000
+
+
+async def test_who_is_refused_again_while_the_answer_is_being_ended_has_it_ended_once(meter):
+    use, closing = begin(meter, route()), asyncio.Event()
+
+    async def slow_to_end():
+        try:
+            await asyncio.Event().wait()
+            yield 1
+        finally:
+            await closing.wait()
+            use.count(completion_tokens=3)
+
+    waiting = asyncio.create_task(use.next_of(slow_to_end()))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        use.refuse(UnauthenticatedError("revoked"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    closing.set()
+    with pytest.raises(UnauthenticatedError):
+        await waiting
+    assert use.completion_tokens == 3
 
 
 async def test_what_a_service_loses_counts_for_those_under_way_too(meter):

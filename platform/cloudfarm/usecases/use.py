@@ -61,6 +61,8 @@ class Use:
 
     def refuse(self, error: CloudfarmError) -> None:
         """Let the answer end with an error: at once where its next part is waited for, else when that is asked for."""
+        if self._refusal is not None:
+            return  # it is ending already, which may take a while
         self._refusal = error
         if self._waiting is not None:
             self._waiting.reschedule(asyncio.get_running_loop().time())
