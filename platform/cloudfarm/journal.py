@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class FileJournal:
     """Name and descriptor of the batch that is being written."""
     _waiting: dict[str, int] = field(default_factory=dict)
     """Descriptors, each with its lock, by name."""
+    _refused: set[str] = field(default_factory=set)
+    """Batches that could not be opened; that is said once of each."""
 
     def append(self, notes: Sequence[Note]) -> None:
         """Write notes as one line.
@@ -75,7 +77,7 @@ class FileJournal:
         return batch.startswith(f"{self.id}-")
 
     def waiting(self) -> Sequence[str]:
-        """Return the batches that wait; those that another process left become this one's."""
+        """Return the batches that wait; those that another process left become this one's, if they can be opened."""
         with _our_errors():
             ours = {*self._waiting, *([self._open[0]] if self._open else [])}
             there = self.folder.glob(f"*{_SUFFIX}") if self.folder.is_dir() else ()
@@ -128,14 +130,30 @@ class FileJournal:
         return name, descriptor
 
     def _take_over(self, path: Path) -> None:
-        with suppress(FileNotFoundError):  # handed over by its owner just now
+        try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)  # its owner lives
-            else:
-                self._waiting[path.stem] = descriptor
+        except FileNotFoundError:
+            return  # handed over by its owner just now
+        except OSError as error:
+            if path.stem not in self._refused:
+                self._refused.add(path.stem)
+                log.error("batch %s cannot be handed over: %s", path.stem, error)  # noqa: TRY400 - it says which file
+            return
+        self._refused.discard(path.stem)
+        if _locked(descriptor):
+            self._waiting[path.stem] = descriptor
+        else:
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether a batch's file could be locked and is still to be handed over."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False  # its owner lives
+    # Its owner may have handed it over since it was opened here: then this is the lock of a file that is gone.
+    return os.fstat(descriptor).st_nlink > 0
 
 
 def _plain(note: Note) -> Any:

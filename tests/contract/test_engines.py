@@ -22,6 +22,7 @@ from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.completions import Completions
 from cloudfarm.inference.engine import LocalAdapter
 from cloudfarm.inference.transformers_engine import TransformersEngine
+from cloudfarm.raylayer.serve_pieces import Courier
 from cloudfarm.training import default_models
 from cloudfarm.training.bundle import BundleError, DataCard, read_manifest
 from cloudfarm.training.publish import publish_folder
@@ -380,7 +381,7 @@ async def test_an_error_of_the_engine_is_told_in_the_farms_words(model, monkeypa
 
     monkeypatch.setattr(model._engine, "generate", broken)
     with pytest.raises(UnavailableError, match="OutOfMemoryError: no room"):
-        [each async for each in model.post(chat(), None)]
+        [each async for each in model.post(chat(), Courier("", 0, ""))]
 
 
 async def test_a_first_adapter_that_fails_leaves_the_model_itself(base, tmp_path):

@@ -198,6 +198,33 @@ def test_a_folder_that_cannot_be_is_no_crash(tmp_path):
     assert journal.waiting() == []
 
 
+def test_a_file_that_cannot_be_opened_stops_no_other(tmp_path, caplog):
+    (tmp_path / "theirs-1.jsonl").symlink_to("theirs-1.jsonl")  # stands for one that is not ours to read
+    journal = FileJournal(tmp_path)
+    journal.append([note(1)])
+    journal.close_batch()
+    assert everything(journal) == everything(journal) == [note(1)]
+    assert caplog.text.count("theirs-1 cannot be handed over") == 1
+
+
+def test_a_file_that_its_owner_drops_meanwhile_is_not_taken_over(tmp_path, monkeypatch):
+    owner, other = FileJournal(tmp_path), FileJournal(tmp_path)
+    owner.append([note(1)])
+    owner.close_batch()
+    opening = os.open
+
+    def opened_then_dropped(path, flags, mode=0o777):
+        descriptor = opening(path, flags, mode)
+        owner.drop(*owner.waiting())
+        return descriptor
+
+    before = open_descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", opened_then_dropped)
+        assert other.waiting() == []
+    assert open_descriptors() == before - 1
+
+
 def test_files_are_for_the_farm_only(tmp_path):
     path = written(tmp_path / "usage")
     assert path.stat().st_mode & 0o777 == 0o600

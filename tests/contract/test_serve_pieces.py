@@ -26,6 +26,7 @@ PIECES = [
 @pytest.fixture
 async def mailboxes(monkeypatch) -> AsyncIterator[Mailboxes]:
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(serve_pieces, "END_TIMEOUT_S", 0.2)
     opened = Mailboxes()
     yield opened
     opened.close()
@@ -216,7 +217,58 @@ async def test_who_shows_no_secret_is_sent_away(mailboxes: Mailboxes, monkeypatc
         assert total(await taken(mailbox)) == total(PIECES)
 
 
-async def test_what_comes_for_a_client_that_has_gone_is_thrown_away(mailboxes: Mailboxes):
+async def test_what_was_made_for_a_client_that_has_gone_is_told_of_until_the_replica_has_ended(
+    mailboxes: Mailboxes,
+):
+    told: list[Piece] = []
+
+    async def aborted(courier: Courier) -> None:
+        for piece in PIECES[1:]:
+            await courier.bring(piece)
+        await courier.stop()
+
+    async with mailboxes.one(told.append) as mailbox:
+        courier = moved(mailbox)
+        await courier.bring(PIECES[0])
+        await mailbox.take(SOON_S)
+        aborting = asyncio.create_task(aborted(courier))
+    assert told == PIECES
+    await aborting
+    assert not mailboxes.expected
+
+
+@pytest.mark.parametrize("ends", ["never", "with the replica"])
+async def test_who_has_gone_waits_for_no_replica_that_does_not_end(mailboxes: Mailboxes, monkeypatch, ends):
+    monkeypatch.setattr(serve_pieces, "END_TIMEOUT_S", 0.01 if ends == "never" else 60.0)
+    told: list[Piece] = []
+    least = 1 if ends == "never" else 2
+    async with asyncio.timeout(SOON_S), mailboxes.one(told.append) as mailbox:
+        courier = moved(mailbox)
+        await courier.bring(PIECES[0])
+        await mailbox.take(SOON_S)
+        await courier.bring(PIECES[1])
+        if ends != "never":
+            await asyncio.sleep(0)  # it is written at the end of this turn
+            (await line_of(courier))._transport.close()  # after what was written
+    assert told[:least] == PIECES[:least]
+
+
+async def test_a_call_that_fails_is_charged_what_comes_of_it_later(mailboxes: Mailboxes):
+    told: list[Piece] = []
+    async with mailboxes.one(told.append) as mailbox:
+        courier = moved(mailbox)
+        await courier.bring(PIECES[0])
+        await mailbox.take(SOON_S)
+        await ended_with(mailbox, KeyError("inside"))
+        with pytest.raises(KeyError):
+            await mailbox.take(SOON_S)
+        await courier.bring(PIECES[1])
+        await courier.stop()
+    assert told == PIECES[:2]
+
+
+async def test_what_comes_when_all_was_said_is_thrown_away(mailboxes: Mailboxes, monkeypatch):
+    monkeypatch.setattr(serve_pieces, "END_TIMEOUT_S", 0.01)
     async with mailboxes.one(untold) as mailbox:
         courier = moved(mailbox)
         await courier.bring(PIECES[0])

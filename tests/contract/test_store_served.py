@@ -7,7 +7,7 @@ import pytest
 
 from cloudfarm.domain.ledger import DAY_MS
 from cloudfarm.domain.served import MINUTE_MS, Account, DayUse, Note, Used
-from cloudfarm.domain.tenant import UNLIMITED, CredentialKind, Limits
+from cloudfarm.domain.tenant import UNLIMITED, CredentialKind, Limits, Role, Tenant
 from cloudfarm.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from cloudfarm.testing.factories import add, ids, keep, look, make_credential
 
@@ -137,3 +137,24 @@ class TestLimits:
             ],
         )
         assert ids(await look(store, lambda uow: uow.credentials.list_limited())) == ["c1", "c3", "c4"]
+
+
+async def test_credentials_that_are_no_longer_good_are_found(store):
+    await add(
+        store,
+        tenants=[Tenant("gone", "", 1, closed_ms=2)],
+        credentials=[
+            make_credential("good", expires_ms=51),
+            make_credential("revoked", revoked_ms=3),
+            make_credential("expired", expires_ms=50),
+            make_credential("closed", tenant="gone"),
+            make_credential("operator", tenant=None, role=Role.OPERATOR),
+            make_credential("another", revoked_ms=3),
+        ],
+    )
+    asked = {"good", "revoked", "expired", "closed", "operator", "unknown"}
+    dead = await look(store, lambda uow: uow.credentials.find_dead(asked, 50))
+    assert dead == {"revoked", "expired", "closed"}
+    assert await look(store, lambda uow: uow.credentials.find_dead([], 50)) == set()
+    many = [f"c{number}" for number in range(2500)] + ["revoked"]
+    assert await look(store, lambda uow: uow.credentials.find_dead(many, 50)) == {"revoked"}

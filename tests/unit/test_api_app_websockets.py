@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from cloudfarm.api import app_websocket
 from cloudfarm.domain.bundles import SERVE_APP
-from cloudfarm.errors import TooManyError, UnavailableError
+from cloudfarm.errors import NotFoundError, TooManyError, UnavailableError
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import FakeWebSocket
 
@@ -398,8 +398,7 @@ async def test_a_client_that_takes_nothing_counts_as_gone(door: FrontDoor, sea: 
     assert (door.apps.under_way, door.meter.uses[0][1].ended) == (0, True)
 
 
-async def test_a_key_that_is_revoked_closes_what_it_has_open(door: FrontDoor, monkeypatch):
-    monkeypatch.setattr(app_websocket, "STALL_S", 0.02)
+async def test_a_key_that_is_revoked_closes_what_it_has_open(door: FrontDoor):
     async with client(door, "/echo") as socket:
         await accepted(socket)
         socket.send(text="wind")
@@ -407,9 +406,22 @@ async def test_a_key_that_is_revoked_closes_what_it_has_open(door: FrontDoor, mo
         async with door.store.begin() as uow:
             await uow.credentials.revoke("c-alpha-key", door.clock.now_ms())
             await uow.commit()
+        await door.meter.step()
         close = await socket.receive()
         assert (close["type"], close["code"]) == ("websocket.close", 1008)
     assert door.apps.under_way == 0
+
+
+async def test_a_service_that_a_key_may_call_no_more_closes_what_it_has_open(door: FrontDoor, monkeypatch):
+    async def missing(_self: Any, _secret: Any, _name: Any) -> None:
+        raise NotFoundError("there is no service sea")
+
+    monkeypatch.setattr(app_websocket, "STALL_S", 0.02)
+    monkeypatch.setattr(type(door.app.state.calls.gate), "check", missing)
+    async with client(door, "/echo") as socket:
+        await accepted(socket)
+        close = await socket.receive()
+        assert (close["type"], close["code"]) == ("websocket.close", 1008)
 
 
 async def test_a_store_that_does_not_answer_closes_nothing(door: FrontDoor, monkeypatch):

@@ -38,17 +38,16 @@ async def call_of_another_tenant(door: FrontDoor):
     """As through a service that the operator has opened to all tenants."""
     async with door.store.begin(write=False) as uow:
         (service,) = await uow.services.list(tenant="alpha")
-    use = door.meter.begin(
-        Route(
-            tenant="beta",
-            key_id="c-beta-key",
-            service=service,
-            app_name="alpha.talk.1",
-            milli_gpus=service.milli_gpus,
-            model="talk:secret",
-            kind="causal-lm",
-        )
+    route = Route(
+        tenant="beta",
+        key_id="c-beta-key",
+        service=service,
+        app_name="alpha.talk.1",
+        milli_gpus=service.milli_gpus,
+        model="talk:secret",
+        kind="causal-lm",
     )
+    use = door.meter.begin(route, door.meter.admit(route))
     use.count(prompt_tokens=100, completion_tokens=200)
     door.clock.advance(2000)
     use.end()
@@ -169,7 +168,8 @@ async def test_projects_are_seen_by_the_services_own_tenant_only(door: FrontDoor
         service = await uow.services.find("alpha", "gust")
     for tenant in ("alpha", "beta"):
         names = {"app_name": "", "model": "gust", "kind": "windpower-forecaster", "milli_gpus": 0}
-        door.meter.begin(Route(tenant=tenant, key_id=f"c-{tenant}-key", service=service, **names)).end()
+        route = Route(tenant=tenant, key_id=f"c-{tenant}-key", service=service, **names)
+        door.meter.begin(route, door.meter.admit(route)).end()
     assert {each["project"] for each in (await served(door, "alpha.viewer"))["lines"]} == {"secret"}
     assert {each["project"] for each in (await served(door, "beta.viewer"))["lines"]} == {""}
 

@@ -10,6 +10,7 @@ import pytest
 from cloudfarm.domain.bundles import CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
 from cloudfarm.domain.served import Used
 from cloudfarm.domain.status import RevisionStatus
+from cloudfarm.errors import TooManyError
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_openai_error, assert_problem
 
@@ -132,6 +133,70 @@ async def test_it_is_sent_once_more_and_no_oftener(door: FrontDoor, way: str) ->
     assert door.inference.gone == (1 if way != "own application" else 3)
     assert (await used(door)).requests == 2
     assert all(use.ended for _, use in door.meter.uses)
+
+
+async def refused(door: FrontDoor, way: str, how: str) -> None:
+    """Ask beyond a limit."""
+    if how == "limit":
+        door.meter.limit = TooManyError("no more", limit="requests_per_minute", retry_after_s=1)
+        assert (await ask(door, way)).status_code == 429
+    else:
+        with door.app.state.calls.open.one("c-alpha-key"):
+            assert (await ask(door, way)).status_code == 429
+
+
+@each_way
+@pytest.mark.parametrize("how", ["limit", "open requests"])
+async def test_who_is_refused_keeps_nothing_awake_and_wakes_nothing(tmp_path, way: str, how: str) -> None:
+    async with open_front_door(tmp_path, max_open_requests_of_key=1) as door:
+        revision_id = await running(door, way)
+        door.clock.advance(60_000)
+        before = door.app.state.loads.report().loads
+        await refused(door, way, how)
+        assert door.app.state.loads.report().loads == before
+        await door.move_revision(revision_id, RevisionStatus.IDLE)
+        door.clock.advance(60_000)
+        door.nudge.reports.clear()
+        await refused(door, way, how)
+        assert door.nudge.reports == []
+        assert door.app.state.loads.report().loads == before
+
+
+async def test_who_waits_for_a_service_has_a_request_open(tmp_path) -> None:
+    async with open_front_door(tmp_path, max_open_requests_of_key=1) as door:
+        door.app.state.calls.gate.room.poll_s = 0
+        revision_id = await running(door, "chat")
+        await door.move_revision(revision_id, RevisionStatus.IDLE)
+        door.clock.advance(1000)
+        request = asyncio.create_task(ask(door, "chat"))
+        await until(lambda: waiting(door))
+        assert (await ask(door, "chat")).status_code == 429
+        assert waiting(door) == 1
+        await door.move_revision(revision_id, RevisionStatus.RUNNING)
+        assert (await request).status_code == 200
+
+
+async def test_a_call_of_another_kind_wakes_nothing(door: FrontDoor) -> None:
+    revision_id = await running(door, "predict")
+    await door.move_revision(revision_id, RevisionStatus.IDLE)
+    door.clock.advance(1000)
+    assert (await ask(door, "chat")).status_code == 400
+    assert waiting(door) == 0
+
+
+async def test_who_waited_in_vain_has_not_used_up_a_request(door: FrontDoor) -> None:
+    limits = {"requests_per_minute": 2}
+    await door.call("alpha.admin", "PATCH", "/v1/keys/c-alpha-key", json=limits)
+    revision_id = await running(door, "chat")
+    await door.move_revision(revision_id, RevisionStatus.IDLE)
+    door.clock.advance(1000)
+    for _ in range(3):
+        request = asyncio.create_task(ask(door, "chat"))
+        await until(lambda: waiting(door))
+        door.clock.advance(5000)
+        assert (await request).status_code == 503
+    await door.move_revision(revision_id, RevisionStatus.RUNNING)
+    assert (await ask(door, "chat")).status_code == 200
 
 
 async def test_what_has_begun_to_answer_is_not_asked_again(door: FrontDoor) -> None:

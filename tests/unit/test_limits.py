@@ -85,6 +85,81 @@ def test_the_month_of_a_key_and_of_its_tenant():
     ]
 
 
+@pytest.mark.parametrize(
+    ("limits", "budget", "name"),
+    [
+        ({"tokens_per_minute": 100}, {}, "tokens_per_minute"),
+        ({}, {"budget": Budget(100, 0)}, "tokens_per_month"),
+        ({}, {"of_tenant": Budget(100, 0)}, "limit_tokens_per_month"),
+    ],
+)
+def test_what_requests_under_way_may_still_use_is_held(limits, budget, name):
+    made = allowances(Limits(**limits), **budget)
+    made.take("kaist", "k1", 99, NOW)
+    first = made.admit("kaist", "k1", NOW, 50)
+    told = {"limit": name, "limit_value": 100, "used": 99, "held": 50, "retry_after_s": 1}
+    assert [refusal(made) for _ in range(3)] == [told] * 3
+    with pytest.raises(TooManyError, match="held by requests under way, which may still use 50"):
+        made.admit("kaist", "k1", NOW, 50)
+    made.admit("snu", "k9", NOW, 50)
+    made.leave(first, NOW)
+    second = made.admit("kaist", "k1", NOW, 50)
+    made.draw(second, 50)
+    made.admit("kaist", "k1", NOW)
+    made.take("kaist", "k1", 50, NOW)
+    assert "held" not in refusal(made)
+
+
+def test_what_is_held_is_no_more_than_what_is_not_used_yet():
+    made = allowances(budget=Budget(100, 0))
+    first = made.admit("kaist", "k1", NOW, 60)
+    for _ in range(2):
+        made.draw(first, 20)
+        made.take("kaist", "k1", 20, NOW)
+    second = made.admit("kaist", "k1", NOW, 60)
+    assert refusal(made)["held"] == 80
+    made.draw(first, 1000)  # a prompt that was longer than it seemed
+    made.leave(first, NOW)
+    assert made._held == {("kaist", "k1"): 60, ("kaist", None): 60}
+    made.leave(second, NOW)
+    assert made._held == {}
+
+
+REQUESTS = st.lists(
+    st.tuples(st.sampled_from(["k1", "k2"]), st.sampled_from(["admit", "use", "leave"]), st.integers(0, 300)),
+    max_size=60,
+)
+
+
+@given(limit=st.integers(1, 500), requests=REQUESTS)
+def test_however_many_are_under_way_one_of_them_uses_more_than_was_left(limit, requests):
+    made = Allowances()
+    made.put({"k1": Limits(tokens_per_minute=limit)}, {("kaist", None): Budget(2 * limit, 0)}, NOW)
+    open_requests, used, largest = [], {"k1": 0, "k2": 0}, 0
+    for key_id, what, number in requests:
+        if what == "admit":
+            try:
+                admission = made.admit("kaist", key_id, NOW, number)
+            except TooManyError:
+                continue
+            open_requests.append(admission)
+            largest = max(largest, number)
+        elif open_requests:
+            admission = open_requests[number % len(open_requests)]
+            tokens = admission.held if what == "leave" else min(number, admission.held)
+            made.draw(admission, tokens)
+            made.take("kaist", admission.key_id, tokens, NOW)
+            used[admission.key_id] += tokens
+            if what == "leave":
+                open_requests.remove(admission)
+                made.leave(admission, NOW)
+    for admission in open_requests:
+        made.take("kaist", admission.key_id, admission.held, NOW)
+        used[admission.key_id] += admission.held
+    assert used["k1"] <= max(0, limit - 1) + largest
+    assert sum(used.values()) <= 2 * limit - 1 + largest
+
+
 def test_a_month_ends():
     last = at(2026, 11, 30, 23, 59, 30)
     made = Allowances()

@@ -11,6 +11,7 @@ from cloudfarm.steward.scaling import SILENT_MS, is_fresh, wanted_replicas
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.factories import make_revision, make_service
 from cloudfarm.testing.fakes_api import FakeNudge
+from cloudfarm.usecases import load
 from cloudfarm.usecases.load import LoadReporter, Loads
 from cloudfarm.usecases.revisions import Running
 
@@ -173,6 +174,21 @@ async def test_the_steward_is_told_every_second() -> None:
     await asyncio.sleep(0)
     running.cancel()
     assert len(nudge.reports) == 2
+
+
+async def test_the_steward_is_told_again_after_a_mistake_of_ours(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(load, "EVERY_S", 0.0)
+    reporter = LoadReporter(Loads(ManualClock()), FakeNudge())
+    with monkeypatch.context() as broken:
+        broken.setattr(FakeNudge, "report", lambda _self, _report: 1 // 0)
+        running = asyncio.create_task(reporter.run())
+        for _ in range(5):
+            await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    running.cancel()
+    assert reporter.nudge.reports
+    assert "ZeroDivisionError" in caplog.text
 
 
 @given(st.integers(1, 99), st.integers(0, 10_000))

@@ -4,16 +4,27 @@ import asyncio
 
 import pytest
 
-from cloudfarm.domain.served import MINUTE_MS, Account, Used
+from cloudfarm.domain.served import MINUTE_MS, Account, Note, Used
+from cloudfarm.domain.status import LeaseStatus, transition
 from cloudfarm.domain.tenant import CredentialKind, Limits, Tenant
-from cloudfarm.errors import TooManyError, UnavailableError
+from cloudfarm.errors import TooManyError, UnauthenticatedError, UnavailableError
 from cloudfarm.testing.clock import ManualClock
-from cloudfarm.testing.factories import add, keep, look, make_credential, make_service
+from cloudfarm.testing.factories import (
+    add,
+    keep,
+    look,
+    make_credential,
+    make_lease,
+    make_revision,
+    make_service,
+    register,
+)
 from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
 from cloudfarm.usecases.limits import month_of
-from cloudfarm.usecases.metering import MOST_AT_ONCE, Meter
+from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.use import MOST_AT_ONCE
 
 CHAT = make_service("s1", name="chat", tenant="kaist", project="wind")
 
@@ -29,6 +40,10 @@ def route(key_id="k1", service=CHAT, milli_gpus=1000):
         kind="causal-lm",
         milli_gpus=milli_gpus,
     )
+
+
+def begin(meter, to):
+    return meter.begin(to, meter.admit(to))
 
 
 ACCOUNT = Account("snu", "k1", "s1", "kaist", "chat", "wind", "chat:mine")
@@ -61,7 +76,7 @@ def noted(meter):
 
 
 async def test_a_request_is_counted_at_its_end_and_handed_over_at_the_next_step(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(prompt_tokens=12)
     use.count(completion_tokens=3)
     use.count(completion_tokens=4)
@@ -80,7 +95,7 @@ async def test_a_request_is_counted_at_its_end_and_handed_over_at_the_next_step(
 
 
 async def test_a_stream_is_noted_while_it_runs_and_is_one_request(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     for _ in range(3):
         use.count(completion_tokens=5)
         meter.clock.advance(1000)
@@ -93,9 +108,9 @@ async def test_a_stream_is_noted_while_it_runs_and_is_one_request(meter):
 
 
 async def test_requests_at_once_share_the_services_gpus(meter):
-    long = meter.begin(route())
+    long = begin(meter, route())
     meter.clock.advance(1000)
-    short = meter.begin(route(key_id="k2"))
+    short = begin(meter, route(key_id="k2"))
     meter.clock.advance(500)
     await meter.step()
     meter.clock.advance(500)
@@ -110,7 +125,7 @@ async def test_requests_at_once_share_the_services_gpus(meter):
 
 async def test_services_do_not_share(meter):
     other = make_service("s2", name="other", tenant="kaist")
-    uses = [meter.begin(route()), meter.begin(route(service=other, milli_gpus=500))]
+    uses = [begin(meter, route()), begin(meter, route(service=other, milli_gpus=500))]
     meter.clock.advance(1000)
     for use in uses:
         use.end()
@@ -120,9 +135,9 @@ async def test_services_do_not_share(meter):
 
 
 async def test_more_replicas_count_from_the_next_request_on(meter):
-    first = meter.begin(route())
+    first = begin(meter, route())
     meter.clock.advance(1000)
-    second = meter.begin(route(milli_gpus=2000))
+    second = begin(meter, route(milli_gpus=2000))
     second.end()
     meter.clock.advance(1000)
     first.end()
@@ -130,8 +145,55 @@ async def test_more_replicas_count_from_the_next_request_on(meter):
     assert sum(used.milli_gpu_ms for _, used in await served(meter)) == 1_000_000 + 2_000_000
 
 
+async def test_who_is_refused_again_while_the_answer_is_being_ended_has_it_ended_once(meter):
+    use, closing = begin(meter, route()), asyncio.Event()
+
+    async def slow_to_end():
+        try:
+            await asyncio.Event().wait()
+            yield 1
+        finally:
+            await closing.wait()
+            use.count(completion_tokens=3)
+
+    waiting = asyncio.create_task(use.next_of(slow_to_end()))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        use.refuse(UnauthenticatedError("revoked"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    closing.set()
+    with pytest.raises(UnauthenticatedError):
+        await waiting
+    assert use.completion_tokens == 3
+
+
+async def test_what_a_service_loses_counts_for_those_under_way_too(meter):
+    model = await register(meter.store)
+    leases = [
+        make_lease(f"l{number}", status=LeaseStatus.ACTIVE, started_ms=1, revision_id="r1")
+        for number in range(4)
+    ]
+    await add(meter.store, services=[CHAT], revisions=[make_revision(model_id=model.id)], leases=leases)
+    use = begin(meter, route(milli_gpus=4000))
+    await meter.step()
+    for lease in leases[1:]:
+        found = await look(meter.store, lambda uow, lease=lease: uow.leases.get(lease.id))
+        for status in (LeaseStatus.ENDING, LeaseStatus.ENDED):
+            changed = transition(found, status, now_ms=2)
+            await keep(meter.store, lambda uow, changed=changed: uow.apply(changed))
+            found = await look(meter.store, lambda uow, lease=lease: uow.leases.get(lease.id))
+    for _ in range(60):
+        meter.clock.advance(1000)
+        await meter.step()
+    use.end()
+    await meter.step()
+    ((_, used),) = await served(meter)
+    assert used.milli_gpu_ms == 4_000_000 + 59 * 1_000_000
+
+
 async def test_a_number_that_no_answer_has_is_refused(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     for wrong in ({"prompt_tokens": -1}, {"completion_tokens": MOST_AT_ONCE + 1}):
         with pytest.raises(ValueError, match="cannot be counted"):
             use.count(**wrong)
@@ -143,29 +205,29 @@ async def test_a_number_that_no_answer_has_is_refused(meter):
 async def test_nobody_is_let_in_before_the_limits_are_known(store):
     made = Meter(store, ManualClock(), MemoryJournal())
     with pytest.raises(UnavailableError):
-        made.begin(route())
+        begin(made, route())
     await made.step()
-    made.begin(route())
+    begin(made, route())
 
 
 async def test_a_limit_holds_from_the_refresh_on(meter):
     for _ in range(5):
-        meter.begin(route()).end()
+        begin(meter, route()).end()
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(requests_per_minute=2)))
     await meter.refresh()
     for _ in range(2):
-        meter.begin(route()).end()
+        begin(meter, route()).end()
     with pytest.raises(TooManyError) as refused:
-        meter.begin(route())
+        begin(meter, route())
     assert refused.value.data["limit"] == "requests_per_minute"
-    meter.begin(route(key_id="k2")).end()
+    begin(meter, route(key_id="k2")).end()
 
 
 async def test_a_restart_forgets_nothing_of_the_month(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
     await meter.refresh()
     for tokens in (60, 30):  # in the ledger, and in the journal only
-        use = meter.begin(route())
+        use = begin(meter, route())
         use.count(completion_tokens=tokens)
         use.end()
         if tokens == 60:
@@ -173,10 +235,10 @@ async def test_a_restart_forgets_nothing_of_the_month(meter):
     meter.journal.close()
     after = Meter(meter.store, meter.clock, MemoryJournal(meter.journal.folder))
     await after.step()
-    use = after.begin(route())
+    use = begin(after, route())
     use.count(completion_tokens=10)
     with pytest.raises(TooManyError) as refused:
-        after.begin(route())
+        begin(after, route())
     assert refused.value.data["used"] == 100
 
 
@@ -193,28 +255,28 @@ async def test_a_restart_gives_nobody_another_minutes_worth(meter, limits):
     await meter.refresh()
     meter.clock.advance(5 * MINUTE_MS)
     for handed_over in (True, True, False):
-        use = meter.begin(route())
+        use = begin(meter, route())
         use.count(prompt_tokens=20, completion_tokens=10)
         use.end()
         if handed_over:
             await meter.step()
     after = await restarted(meter)
     with pytest.raises(TooManyError) as refused:
-        after.begin(route())
+        begin(after, route())
     assert refused.value.data["used"] == refused.value.data["limit_value"]
-    after.begin(route(key_id="k2")).end()
+    begin(after, route(key_id="k2")).end()
     await after.step()  # taken off once, and not at every step
     after.clock.advance(MINUTE_MS // 3)
-    after.begin(route()).end()
+    begin(after, route()).end()
     after.clock.advance(MINUTE_MS)
     again = await restarted(after)  # what is longer ago is made good
     for _ in range(3):
-        again.begin(route()).end()
+        begin(again, route()).end()
 
 
 async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over(meter):
     for _ in range(2):
-        use = meter.begin(route())
+        use = begin(meter, route())
         use.count(prompt_tokens=40)
         await meter.step()
     use.count(completion_tokens=20)
@@ -224,39 +286,39 @@ async def test_a_new_limit_counts_what_was_used_before_it_and_is_not_handed_over
     )
     await meter.refresh()
     with pytest.raises(TooManyError) as refused:
-        meter.begin(route(key_id="k7"))
+        begin(meter, route(key_id="k7"))
     assert (refused.value.data["limit"], refused.value.data["used"]) == ("limit_tokens_per_month", 100)
 
 
 async def test_a_new_limit_counts_what_was_handed_over_once(meter):
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(prompt_tokens=40)
     await meter.step()
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=41)))
     await meter.refresh()
-    meter.begin(route()).count(completion_tokens=1)
+    begin(meter, route()).count(completion_tokens=1)
     with pytest.raises(TooManyError) as refused:
-        meter.begin(route())
+        begin(meter, route())
     assert refused.value.data["used"] == 41
 
 
 async def test_another_month_begins_at_nothing(meter):
     await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
     await meter.refresh()
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(completion_tokens=100)
     use.end()
     with pytest.raises(TooManyError):
-        meter.begin(route())
+        begin(meter, route())
     meter.clock.at_ms = month_of(meter.clock.now_ms())[1]
     await meter.refresh()
-    meter.begin(route())
+    begin(meter, route())
 
 
 async def test_what_runs_over_midnight_is_of_both_days(meter):
     midnight = (meter.clock.now_ms() // 86_400_000 + 1) * 86_400_000
     meter.clock.at_ms = midnight - 1000
-    use = meter.begin(route())
+    use = begin(meter, route())
     use.count(completion_tokens=5)
     meter.clock.at_ms = midnight - 1
     await meter.step()
@@ -271,10 +333,79 @@ async def test_what_runs_over_midnight_is_of_both_days(meter):
     ]
 
 
+async def left_behind(meter) -> str:
+    """Leave a batch of a front door that was killed, and return its name."""
+    other = MemoryJournal(meter.journal.folder)
+    other.append([Note(ACCOUNT, 0, 0, Used(requests=1, completion_tokens=70))])
+    other.close()
+    return f"{other.id}-1"
+
+
+async def test_a_batch_that_cannot_be_read_stops_nothing_else(store):
+    made = Meter(store, ManualClock(0), MemoryJournal())
+    await keep(store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
+    batch = await left_behind(made)
+    made.journal.unreadable.add(batch)
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        await made.step()
+    for _ in range(2):
+        use = begin(made, route())
+        use.count(completion_tokens=10)
+        use.end()
+        with pytest.raises(UnavailableError, match="cannot be read"):
+            await made.step()
+    assert [used.completion_tokens for _, used in await served(made)] == [20]
+    made.journal.unreadable.clear()
+    await made.step()
+    begin(made, route()).count(completion_tokens=10)
+    with pytest.raises(TooManyError) as refused:
+        begin(made, route())
+    assert refused.value.data["used"] == 100
+
+
+async def test_own_batches_that_cannot_be_read_do_not_freeze_the_ledger_nor_become_many(meter):
+    for number in range(20):
+        begin(meter, route()).end()
+        meter.journal.close_batch()
+        if number < 10:
+            meter.journal.unreadable |= set(meter.journal.waiting())
+    for _ in range(3):
+        begin(meter, route()).end()
+        with pytest.raises(UnavailableError, match="cannot be read"):
+            await meter.step()
+    assert [used.requests for _, used in await served(meter)] == [10]
+    assert len(meter.journal.waiting()) == 10
+    meter.journal.unreadable.clear()
+    for _ in range(2):
+        await meter.step()
+    assert [used.requests for _, used in await served(meter)] == [23]
+
+
+async def test_a_batch_that_cannot_be_dropped_is_counted_once(meter):
+    await keep(meter.store, lambda uow: uow.credentials.limit("k1", Limits(tokens_per_month=100)))
+    use = begin(meter, route())
+    use.count(completion_tokens=60)
+    use.end()
+    meter.journal.close_batch()
+    meter.journal.undroppable |= set(meter.journal.waiting())
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="cannot be dropped"):
+            await meter.step()
+    await meter.refresh()
+    meter.journal.undroppable.clear()
+    await meter.step()
+    assert meter.journal.waiting() == []
+    begin(meter, route()).count(completion_tokens=39)
+    begin(meter, route()).count(completion_tokens=1)
+    with pytest.raises(TooManyError) as refused:
+        begin(meter, route())
+    assert refused.value.data["used"] == 100
+
+
 async def test_the_loop_hands_over_at_its_end_and_lets_go_of_the_journal(store):
     made = Meter(store, ManualClock(), MemoryJournal(), every_s=60)
     async with made.running():
-        use = made.begin(route())
+        use = begin(made, route())
         use.count(completion_tokens=5)
     assert await served(made) == [(ACCOUNT, Used(1, 0, 5))]
     assert made.journal.folder.held == set()
@@ -283,22 +414,43 @@ async def test_the_loop_hands_over_at_its_end_and_lets_go_of_the_journal(store):
 async def test_the_loop_goes_on_when_the_store_does_not_answer(store, monkeypatch, caplog):
     made = Meter(store, ManualClock(), MemoryJournal(), every_s=0.0)
     down = True
-    begin = store.begin
+    store_begin = store.begin
 
     def refusing(*, write=True):
         if down:
             raise UnavailableError
-        return begin(write=write)
+        return store_begin(write=write)
 
     monkeypatch.setattr(store, "begin", refusing)
     async with made.running():
         for _ in range(20):
             await asyncio.sleep(0)
         with pytest.raises(UnavailableError):
-            made.begin(route())
+            begin(made, route())
         down = False
         await asyncio.sleep(0)
         await made.refresh()
-        made.begin(route()).end()
+        begin(made, route()).end()
     assert [used.requests for _, used in await served(made)] == [1]
     assert len([record for record in caplog.records if "handed over later" in record.message]) == 1
+
+
+async def test_the_loop_goes_on_after_a_mistake_of_ours(store, monkeypatch, caplog):
+    made = Meter(store, ManualClock(), MemoryJournal(), every_s=0.0)
+    steps = 0
+
+    async def failing():
+        nonlocal steps
+        steps += 1
+        raise ZeroDivisionError
+
+    async with made.running():
+        with monkeypatch.context() as broken:
+            broken.setattr(Meter, "_hand_over", lambda _: failing())
+            for _ in range(20):
+                await asyncio.sleep(0)
+        begin(made, route()).end()
+    assert steps > 1
+    assert [used.requests for _, used in await served(made)] == [1]
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert said.exc_info[0] is ZeroDivisionError

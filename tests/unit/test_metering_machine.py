@@ -23,8 +23,9 @@ from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.factories import add, keep, look, make_credential, make_service
 from cloudfarm.testing.memory_journal import JournalFolder, MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore, MemoryUnitOfWork
-from cloudfarm.usecases.metering import Meter, Use
+from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.use import Use
 
 KEYS = {"k1": "kaist", "k2": "kaist", "k3": "snu"}
 SERVICES = {name: make_service(name, name=name, tenant="kaist") for name in ("s1", "s2")}
@@ -117,7 +118,8 @@ class MeteringMachine(RuleBasedStateMachine):
     @rule(target=uses, key_id=st.sampled_from(sorted(KEYS)), service=st.sampled_from(sorted(SERVICES)))
     def begin(self, key_id, service):
         try:
-            use = self.meter.begin(route(key_id, SERVICES[service]))
+            to = route(key_id, SERVICES[service])
+            use = self.meter.begin(to, self.meter.admit(to))
         except UnavailableError:
             assert not self.told, "the limits were read, and are not known"
             return None

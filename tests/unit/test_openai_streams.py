@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudfarm.api import streaming
-from cloudfarm.domain.generation import Piece
+from cloudfarm.domain.bundles import context_of
+from cloudfarm.domain.generation import Generation, Piece, Sampling
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import FakeClient, assert_openai_error
 
@@ -93,13 +94,16 @@ async def test_a_client_goes_away_while_texts_are_embedded(door: FrontDoor):
     ),
     dies_after=st.one_of(st.none(), st.integers(0, 8)),
     ahead=st.integers(0, 5),
+    late=st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-async def test_whenever_clients_go_away_they_pay_what_was_made(tmp_path_factory, readers, dies_after, ahead):
+async def test_whenever_clients_go_away_they_pay_what_was_made(
+    tmp_path_factory, readers, dies_after, ahead, late
+):
     async with open_front_door(tmp_path_factory.mktemp("farm")) as door:
         await door.serve("talk")
         door.inference.break_after = dies_after
-        door.inference.ahead = ahead
+        door.inference.ahead, door.inference.late = ahead, late
 
         async def read(stream: bool, messages: int, choices: int, most: int | None) -> None:
             async with client(door, stream=stream, n=choices, max_tokens=most) as reader:
@@ -121,6 +125,105 @@ async def test_a_cancelled_server_leaves_nothing_open(door: FrontDoor):
         with pytest.raises(asyncio.CancelledError):
             await reader.ended()
     assert_charged_as_made(door)
+
+
+# A key that is revoked
+
+
+async def revoked(door: FrontDoor) -> None:
+    deleted = await door.call("alpha.admin", "DELETE", "/v1/keys/c-alpha-key")
+    assert deleted.status_code == 204
+
+
+async def test_a_stream_of_a_revoked_key_ends_at_once_with_an_error(door: FrontDoor):
+    door.inference.stall_after = 2
+    async with client(door, stream=True) as reader:
+        for _ in range(2):
+            await reader.receive()
+        await asyncio.wait_for(door.inference.stalled.wait(), 10)
+        assert door.inference.open == 1
+        await revoked(door)
+        said = []
+        while (message := await reader.receive())["more_body"]:
+            said.append(message["body"].decode())
+    error = json.loads(said[-1].removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
+    assert "revoked" in error["message"]
+    assert sum(use.completion_tokens for _, use in door.meter.uses) == 1
+    assert_charged_as_made(door)
+
+
+async def test_a_stream_of_a_revoked_key_that_is_read_slowly_has_nothing_more(door: FrontDoor):
+    async with client(door, stream=True) as reader:
+        for _ in range(3):
+            await reader.receive()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        given = len(door.inference.given)
+        await revoked(door)
+        said = ""
+        while (message := await reader.receive())["more_body"]:
+            said = message["body"].decode()
+        assert "invalid_api_key" in said
+        assert len(door.inference.given) == given
+    assert_charged_as_made(door)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
+async def test_an_answer_for_a_revoked_key_is_given_up(door: FrontDoor, path):
+    door.inference.stall_after = 0
+    async with client(door, path) as reader, client(door, who="alpha.member", stream=True) as other:
+        await until_open(door, 2)
+        await revoked(door)
+        assert (await reader.receive())["status"] == 401
+        assert door.inference.open == 1
+        await other.go()
+    assert_charged_as_made(door)
+
+
+# Limits
+
+
+async def test_of_requests_at_once_one_is_let_in_on_the_last_tokens(door: FrontDoor):
+    limits = {"tokens_per_minute": 1, "tokens_per_month": 10_000}
+    await door.call("alpha.admin", "PATCH", "/v1/keys/c-alpha-key", json=limits)
+    door.inference.stall_after = 0
+    async with client(door, max_tokens=5) as reader:
+        await until_open(door, 1)
+        for path, body in ((CHAT, {**BODY, "max_tokens": 5}), ("/v1/embeddings", EMBED)):
+            error = assert_openai_error(
+                refused := await door.call("alpha.key", "POST", path, json=body), 429, "rate_limit_exceeded"
+            )
+            assert refused.headers["retry-after"] == "1"
+            assert (error["limit"], error["used"]) == ("tokens_per_minute", 0)
+            assert error["held"] >= 5 + 6
+        await reader.go()
+    door.inference.stall_after = None
+    assert (await ask(door, max_tokens=5)).status_code == 200
+    assert door.meter._allowances._held == {}
+
+
+def test_the_most_that_a_request_may_use():
+    def most(context_tokens: int, **sampling) -> int:
+        return Generation(Sampling(**sampling), prompt="four").most_tokens(context_tokens)
+
+    assert most(100, max_tokens=10, choices=3) == 34
+    assert most(0, max_tokens=10, choices=3) == 34
+    assert most(12, max_tokens=10) == 12
+    assert most(100, choices=3) == 300
+    assert most(0) == 0
+
+
+def test_a_context_that_a_tenant_made_up_is_not_known():
+    specs = (
+        {"context_tokens": 512},
+        {"context_tokens": True},
+        {"context_tokens": 2**70},
+        {"context_tokens": "9"},
+        [],
+    )
+    assert [context_of({"spec": spec}) for spec in specs] == [512, 0, 0, 0, 0]
+    assert context_of({}) == 0
 
 
 # Reading slowly

@@ -11,7 +11,9 @@ from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_m
 
 ACCOUNT = Account("kaist", "k1", "s1", "snu", "chat", "", "chat")
 EVENTS = st.lists(
-    st.tuples(st.integers(0, 5000), st.sampled_from(["begin", "begin", "end", "look"]), st.integers(0, 99)),
+    st.tuples(
+        st.integers(0, 5000), st.sampled_from(["begin", "begin", "end", "look", "change"]), st.integers(0, 99)
+    ),
     max_size=60,
 )
 
@@ -28,6 +30,9 @@ def test_shares_add_up_to_the_busy_time_at_every_moment(milli_gpus, events):
         if what == "begin":
             gpus = milli_gpus[step % len(milli_gpus)]
             running.append(shares.begin(now_ms, gpus))
+        elif what == "change":
+            gpus = milli_gpus[which % len(milli_gpus)]
+            shares.change(now_ms, gpus)
         elif what == "end" and running:
             began = running.pop(which % len(running))
             ended.append(shares.end(now_ms) - began)

@@ -41,10 +41,21 @@ def parse_manifest(content: bytes) -> Mapping[str, Any]:
     return manifest
 
 
+MAX_CONTEXT_TOKENS = 1 << 24
+"""No model of a farm takes more."""
+
+
 def kind_of(manifest: Mapping[str, Any]) -> str:
     """Return which program can serve the model; empty if the manifest does not say."""
     kind = manifest.get("kind")
     return kind if isinstance(kind, str) else ""
+
+
+def context_of(manifest: Mapping[str, Any]) -> int:
+    """Return how many tokens a language model's prompt and answer may have together; 0 if the manifest does not say."""
+    spec = manifest.get("spec")
+    tokens = spec.get("context_tokens") if isinstance(spec, Mapping) else None
+    return tokens if type(tokens) is int and 0 < tokens <= MAX_CONTEXT_TOKENS else 0
 
 
 def version_of(manifest: Mapping[str, Any]) -> str | None:

@@ -59,6 +59,20 @@ class Generation:
         """How long what is to go on with is, in characters or tokens."""
         return len(self.prompt) + sum(len(each.role) + len(each.content) for each in self.messages)
 
+    def most_tokens(self, context_tokens: int) -> int:
+        """Return how many tokens it may use at most, read and made.
+
+        Of a text a character counts as a token: it is not known yet how many tokens it has, and hardly ever more.
+
+        Args:
+            context_tokens: what prompt and answer may have together; 0 if that is not known.
+        """
+        choices, most = self.sampling.choices, self.sampling.max_tokens
+        if most is None:
+            return choices * context_tokens
+        asked = self.size + choices * most
+        return min(asked, choices * context_tokens) if context_tokens else asked
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

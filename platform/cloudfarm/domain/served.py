@@ -128,10 +128,15 @@ class Shares:
                 self.clock_milli_gpu_ms += given
         return self.clock_milli_gpu_ms
 
-    def begin(self, now_ms: int, milli_gpus: int) -> int:
-        """Let a request begin, on a service that has so many GPUs now; return the virtual clock."""
+    def change(self, now_ms: int, milli_gpus: int) -> int:
+        """Take note that the service has so many GPUs now; return the virtual clock."""
         clock = self.go_on(now_ms)
         self.milli_gpus = milli_gpus
+        return clock
+
+    def begin(self, now_ms: int, milli_gpus: int) -> int:
+        """Let a request begin, on a service that has so many GPUs now; return the virtual clock."""
+        clock = self.change(now_ms, milli_gpus)
         self.under_way += 1
         return clock
 

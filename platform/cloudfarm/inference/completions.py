@@ -40,6 +40,10 @@ class Courier(Protocol):
         """Say that this was all."""
         ...
 
+    async def stop(self) -> None:
+        """Say that there will be no more, although it was not all."""
+        ...
+
 
 class Completions:
     """A language model in memory. It is a plain class: ``services/completions.py`` makes a Serve deployment of it.
@@ -99,13 +103,17 @@ class Completions:
     async def post(self, request: Generation, courier: Courier) -> AsyncGenerator[Refusal]:
         """Answer one request piece by piece through a courier; yield a refusal or nothing. Closing it ends the work."""
         with told_plainly():
-            async with aclosing(self.generate(request)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, Refusal):
-                        yield piece
-                        return
-                    await courier.bring(piece)
-            await courier.end()
+            try:
+                async with aclosing(self.generate(request)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Refusal):
+                            yield piece
+                            return
+                        await courier.bring(piece)
+                await courier.end()
+            except BaseException:
+                await courier.stop()  # also of an answer that nobody reads any more what was made is paid
+                raise
 
     async def embed(self, texts: list[str]) -> AsyncGenerator[Refusal]:  # noqa: ARG002 - as services for embeddings
         """Refuse: this model generates."""

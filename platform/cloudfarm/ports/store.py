@@ -1,6 +1,6 @@
 """The farm's records. ``store`` implements these; ``testing`` has the fake."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -50,6 +50,9 @@ class CredentialRepository(Protocol):
 
     async def list_limited(self) -> Sequence[Credential]:
         """Return those that have a limit and are not revoked, by id."""
+
+    async def find_dead(self, ids: Collection[str], now_ms: int) -> frozenset[str]:
+        """Return which of some credentials are revoked, have expired, or are of a tenant that is closed."""
 
     async def limit(self, credential_id: str, limits: Limits) -> None:
         """Store other limits; raises NotFoundError."""

@@ -5,8 +5,9 @@ streams nothing, and ends with its answer; with it goes a courier, which brings 
 door. All that a replica has to send in one turn of its event loop, such as a token for each request in the engine's
 batch, is one frame.
 
-A frame is its length and a JSON list of items, ``[secret, piece]`` or ``[secret, number of pieces]`` at the end. The
-secret is the answer's own, so nobody else can send a piece of it; nothing but JSON is read from a connection.
+A frame is its length and a JSON list of items, ``[secret, piece]`` or ``[secret, number of pieces]`` at the end, or
+``[secret, null]`` where there is an end before that. The secret is the answer's own, so nobody else can send a piece of
+it; nothing but JSON is read from a connection.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import logging
 import secrets
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 from cloudfarm.domain.generation import Piece
@@ -23,7 +24,7 @@ from cloudfarm.domain.generation import Piece
 SHOW_TIMEOUT_S = 10.0
 """How long whoever connects may take to show the secret of an answer."""
 END_TIMEOUT_S = 10.0
-"""How long the last pieces may take when the call has ended."""
+"""How long the last pieces may take when the call has ended, or nobody reads any more."""
 _MOST_BYTES = 1 << 26
 _MOST_CHOICES, _MOST_TEXT = 1000, 1 << 24
 """Of an answer that wait at the front door: many more than any has, lest a replica fill its memory."""
@@ -56,6 +57,12 @@ class Courier:
     async def end(self) -> None:
         """Say that this was all; raises as :meth:`bring`."""
         await (await self._line()).send((self.secret, self._sent))
+
+    async def stop(self) -> None:
+        """Say that there will be no more, although it was not all."""
+        if self._sent:
+            with suppress(OSError):  # then the front door has gone, and nobody is to be told
+                await (await self._line()).send((self.secret, None))
 
     async def _line(self) -> "_Line":
         key = asyncio.get_running_loop(), self._address, self._port
@@ -139,13 +146,15 @@ class Mailbox:
         """What the call returned."""
         self._came = asyncio.Event()
         self._end: BaseException | None = None
+        self._over = asyncio.Event()
+        """Nothing more can come."""
 
     def put(self, piece: Piece) -> None:
         """Add a piece; to those of its choice that nobody has taken yet."""
+        self._made(piece)
         if self._end is not None:
             return  # what is missing before it will not come
         self._pieces += 1
-        self._made(piece)
         before = self._waiting.get(piece.index)
         if before is not None:
             piece = Piece(
@@ -163,11 +172,29 @@ class Mailbox:
 
     def complete(self, pieces: int) -> None:
         """Take note that so many pieces were all."""
+        self._over.set()
         if pieces != self._pieces:
             self.fail(ConnectionResetError("pieces were lost on the way"))
         else:
             self._is_whole = True
             self._came.set()
+
+    def stop(self, error: BaseException) -> None:
+        """Take note that nothing more will come; raise the error as :meth:`fail` does."""
+        self._over.set()
+        self.fail(error)
+
+    async def settled(self) -> None:
+        """Return when all that was made has come: the replica has said so, or is gone."""
+        if self.line is None:
+            return  # nothing was made yet, as far as is known
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await self._over.wait()
+        except TimeoutError:
+            log.warning(
+                "a replica does not say that it has ended an answer; what it makes of it now is not charged"
+            )
 
     def fail(self, error: BaseException) -> None:
         """Raise an error after the pieces that have come, if they were not all."""
@@ -218,12 +245,18 @@ class Mailboxes:
 
     @asynccontextmanager
     async def one(self, made: Callable[[Piece], None]) -> AsyncIterator[Mailbox]:
-        """Hold a mailbox for an answer, which tells of each piece as it comes."""
+        """Hold a mailbox for an answer, which tells of each piece as it comes.
+
+        Whoever leaves before the end has cancelled the call by then, and waits for what was made before that was heard.
+        """
         address, port = self._listening() if self._server is not None else await self._listen()
         secret = secrets.token_hex(_SECRET_BYTES)
         mailbox = self.expected[secret] = Mailbox(Courier(address, port, secret), made)
         try:
-            yield mailbox
+            try:
+                yield mailbox
+            finally:
+                await mailbox.settled()
         finally:
             del self.expected[secret]
 
@@ -264,7 +297,7 @@ class _Delivery(asyncio.Protocol):
         self._showing.cancel()
         for mailbox in self._mailboxes.expected.values():
             if mailbox.line is self:
-                mailbox.fail(exc or ConnectionResetError("the replica has gone"))
+                mailbox.stop(exc or ConnectionResetError("the replica has gone"))
 
     def data_received(self, data: bytes) -> None:
         received = self._received
@@ -285,7 +318,9 @@ class _Delivery(asyncio.Protocol):
             return  # the client has gone meanwhile
         self._has_shown = True
         mailbox.line = self
-        if isinstance(said, int):
+        if said is None:
+            mailbox.stop(ConnectionResetError("the replica has given up the answer"))
+        elif isinstance(said, int):
             mailbox.complete(said)
         else:
             mailbox.put(Piece(*said))

@@ -9,8 +9,10 @@ from cloudfarm.domain.generation import Embeddings, Generation, Piece
 from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
 from cloudfarm.errors import InvalidInputError, NoReplicaError, TooManyError, UnavailableError
-from cloudfarm.usecases.metering import Meter, Use
-from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.limits import Admission
+from cloudfarm.usecases.metering import Meter
+from cloudfarm.usecases.routes import Called, Route
+from cloudfarm.usecases.use import Use
 
 
 def _name(job: Job) -> str:
@@ -110,6 +112,8 @@ class FakeInference:
     """Every piece that was taken from it."""
     ahead: int = 0
     """How many pieces more it makes than are taken."""
+    late: int = 0
+    """How many it makes more before it sees that nobody reads them any more; they come when the reader has left."""
     made: list[Piece] = field(default_factory=list)
     open: int = 0
     """Answers that are being made now."""
@@ -145,7 +149,13 @@ class FakeInference:
                 self.given.append(piece)
                 yield piece
         finally:
-            self.open -= 1
+            try:
+                for each in pieces[told : told + self.late]:
+                    await asyncio.sleep(0)
+                    self.made.append(each)
+                    made(each)
+            finally:
+                self.open -= 1
 
     async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
         """Return for each text its length and a quarter."""
@@ -200,11 +210,15 @@ class RecordingMeter(Meter):
     uses: list[tuple[Route, Use]] = field(default_factory=list)
     limit: TooManyError | None = None
 
-    def begin(self, route: Route, *, again: bool = False) -> Use:
-        """Begin a request, unless a limit is reached."""
+    def admit(self, called: Called, most_tokens: int = 0) -> Admission:
+        """Let a request in, unless a limit is reached."""
         if self.limit is not None:
             raise self.limit
-        use = Meter.begin(self, route, again=again)
+        return Meter.admit(self, called, most_tokens)
+
+    def begin(self, route: Route, admission: Admission) -> Use:
+        """Begin a request."""
+        use = Meter.begin(self, route, admission)
         self.uses.append((route, use))
         return use
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cloudfarm.domain.served import Note
-from cloudfarm.errors import StorageFullError
+from cloudfarm.errors import StorageFullError, UnavailableError
 
 
 @dataclass(slots=True)
@@ -24,6 +24,10 @@ class MemoryJournal:
     folder: JournalFolder = field(default_factory=JournalFolder)
     full: bool = False
     """Refuse every note."""
+    unreadable: set[str] = field(default_factory=set)
+    """Batches that cannot be read."""
+    undroppable: set[str] = field(default_factory=set)
+    """Batches that cannot be dropped."""
     id: str = ""
     _batches: int = 0
     _open: str | None = None
@@ -65,10 +69,14 @@ class MemoryJournal:
 
     def read(self, batch: str) -> Sequence[Note]:
         """Return a batch's notes."""
+        if batch in self.unreadable:
+            raise UnavailableError(f"the batch {batch} cannot be read")
         return list(self.folder.batches[batch])
 
     def drop(self, batch: str) -> None:
         """Forget a batch."""
+        if batch in self.undroppable:
+            raise UnavailableError(f"the batch {batch} cannot be dropped")
         del self.folder.batches[batch]
         self.folder.held.discard(batch)
         self._waiting.discard(batch)

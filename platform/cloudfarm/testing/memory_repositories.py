@@ -1,7 +1,7 @@
 """The repositories of the store in memory: dictionaries, and the refusals that a database would make."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -206,6 +206,13 @@ class Credentials(Records[Credential]):
         """Return those asked for, in the port's order."""
         self.unit.reading()
         return [row for _, row in sorted(self.rows.items()) if row.limits != UNLIMITED and not row.revoked_ms]
+
+    async def find_dead(self, ids: Collection[str], now_ms: int) -> frozenset[str]:
+        """Return those that may not be used."""
+        tenants = self.unit.reading().tenants.values()
+        closed = {tenant.id for tenant in tenants if tenant.closed_ms is not None}
+        found = [self.rows[each] for each in ids if each in self.rows]
+        return frozenset(row.id for row in found if not row.is_live(now_ms) or row.tenant in closed)
 
     async def limit(self, credential_id: str, limits: Limits) -> None:
         """Store other limits."""

@@ -12,8 +12,10 @@ from cloudfarm.ports import Store
 from cloudfarm.usecases.revisions import Asleep, WaitingRoom
 from cloudfarm.usecases.routes import (
     Ask,
+    Called,
     Route,
     ServedModel,
+    Sleeping,
     Ways,
     find_caller,
     find_models,
@@ -50,34 +52,56 @@ class Gate:
     _asked: Counter[str] = field(default_factory=Counter)
     """By service: how many requests there were, of which a canary gets its share."""
 
-    async def route(
-        self, secret: str | None, model: str, *, what: str = "model", again: bool = False
-    ) -> Route:
+    async def route(self, secret: str | None, model: str, *, what: str = "model") -> Called:
         """Return the way to ``service`` or ``service:adapter`` if whoever has the secret may call it now.
+
+        If the service is asleep it is no :class:`Route`, and nothing is woken: that is :meth:`wake`.
 
         Args:
             secret: the caller's.
             model: what is asked.
             what: how that is called if there is none.
-            again: there was nothing at the end of the way that was returned before.
 
         Raises:
             UnauthenticatedError: if nobody has that secret.
             ForbiddenError: if a token's role does not call services.
             NotFoundError: if there is no such service or adapter for the caller; it is called ``what``.
-            UnavailableError: if it does not run, and does not start soon enough.
+            UnavailableError: if it neither runs nor starts because of a request.
         """
         who, ask = (hash_secret(secret or ""), model), Ask(secret, model, what)
         looked_ms, ways = self._known.get(who, (0, None))
         age_ms = self.clock.now_ms() - looked_ms
-        if ways is None or again or not 0 <= age_ms < self.known_ms:
-            ways = await self._look_up(who, ask, again=again)
-        elif age_ms >= self.fresh_ms and who not in self._renewing:
+        if ways is None or not 0 <= age_ms < self.known_ms:
+            found = await self._look(who, ask)
+            return found.called if isinstance(found, Sleeping) else self._pick(found)
+        if age_ms >= self.fresh_ms and who not in self._renewing:
             task = self._renewing[who] = asyncio.create_task(self._renew(who, ask))
             task.add_done_callback(lambda _: self._renewing.pop(who))
-        count = self._asked[ways.service.id]
-        self._asked[ways.service.id] += 1
-        return ways.pick(count)
+        return self._pick(ways)
+
+    async def wake(self, secret: str | None, model: str, *, what: str = "model", lost: bool = False) -> Route:
+        """Return the way when there is one; who is asked for is looked at again after each wait.
+
+        Args:
+            secret: the caller's.
+            model: what is asked.
+            what: how that is called if there is none.
+            lost: there was nothing at the end of the way that was returned before.
+
+        Raises:
+            UnavailableError: if the service does not start soon enough.
+            CloudfarmError: as :meth:`route`.
+        """
+        who, ask = (hash_secret(secret or ""), model), Ask(secret, model, what)
+        found = await self._look(who, ask, waits=lost)
+        if lost:
+            name = found.service.name
+            await self.room.wait(Asleep(found.service, f"service {name} has lost its replicas"))
+            found = await self._look(who, ask, waits=True)
+        while isinstance(found, Sleeping):
+            await self.room.wait(found.asleep)
+            found = await self._look(who, ask, waits=True)
+        return self._pick(found)
 
     async def check(self, secret: str | None, name: str) -> None:
         """Ask whether whoever has the secret may still call a service; nothing is counted, and nothing woken.
@@ -102,15 +126,10 @@ class Gate:
         for task in self._renewing.values():
             task.cancel()
 
-    async def _look_up(self, who: _Who, ask: Ask, *, again: bool) -> Ways:
-        """Return the ways when there are any; who is asked for is looked at again after each wait."""
-        found = await self._look(who, ask, waits=again)
-        if again:
-            found = Asleep(found.service, f"service {found.service.name} has lost its replicas")
-        while isinstance(found, Asleep):
-            await self.room.wait(found)
-            found = await self._look(who, ask, waits=True)
-        return found
+    def _pick(self, ways: Ways) -> Route:
+        count = self._asked[ways.service.id]
+        self._asked[ways.service.id] += 1
+        return ways.pick(count)
 
     async def _renew(self, who: _Who, ask: Ask) -> None:
         try:
@@ -118,11 +137,11 @@ class Gate:
         except CloudfarmError:
             self._known.pop(who, None)  # the next request looks for itself, and is told
 
-    async def _look(self, who: _Who, ask: Ask, *, waits: bool = False) -> Ways | Asleep:
+    async def _look(self, who: _Who, ask: Ask, *, waits: bool = False) -> Ways | Sleeping:
         now_ms = self.clock.now_ms()
         async with self.store.begin(write=False) as uow:
             found = await find_ways(uow, self.clock, ask, waits=waits)
-        if isinstance(found, Asleep):
+        if isinstance(found, Sleeping):
             self._known.pop(who, None)
         else:
             if len(self._known) >= MOST_KNOWN:

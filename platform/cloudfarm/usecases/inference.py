@@ -11,9 +11,11 @@ from cloudfarm.errors import InvalidInputError, NoReplicaError
 from cloudfarm.ports import Apps, Inference
 from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.json_values import check_json
-from cloudfarm.usecases.metering import Meter, Use
+from cloudfarm.usecases.limits import Admission
+from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.open_requests import OpenRequests
-from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.routes import Called, Route
+from cloudfarm.usecases.use import Use
 
 TIMEOUT_S = 60.0
 
@@ -24,8 +26,9 @@ T = TypeVar("T")
 class Calls:
     """Every way to call a service.
 
-    All of them raise what :meth:`Gate.route` and :meth:`OpenRequests.one` raise, TooManyError at a limit of the key,
-    InvalidInputError for what the service refuses, and UnavailableError if it does not answer.
+    All of them raise what :class:`Gate` and :meth:`OpenRequests.one` raise, TooManyError at a limit of the key,
+    InvalidInputError for what the service refuses, UnavailableError if it does not answer, and UnauthenticatedError
+    when the key is revoked or expires meanwhile.
     """
 
     gate: Gate
@@ -37,7 +40,7 @@ class Calls:
     async def predict(self, secret: str | None, name: str, payload: Any) -> Mapping[str, Any]:
         """Return a service's answer to a payload of its own kind."""
 
-        def check(route: Route) -> None:
+        def check(route: Called) -> None:
             if route.kind in ANSWERED_AS_OPENAI:
                 raise InvalidInputError(
                     f"service {route.service.name} is asked at /v1/chat/completions, /v1/completions "
@@ -64,8 +67,13 @@ class Calls:
             adapted = replace(request, adapter=route.adapter)
             return self.inference.generate(route.app_name, adapted, _charge(use))
 
+        def most_tokens(called: Called) -> int:
+            return request.most_tokens(called.context_tokens)
+
         check = _needs(CAUSAL_LM, "does not generate text")
-        async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
+        async with aclosing(
+            self._answers(secret, model, "model", check, ask, most_tokens=most_tokens)
+        ) as answers:
             async for piece in answers:
                 yield piece
 
@@ -75,8 +83,13 @@ class Calls:
         async def ask(route: Route, use: Use) -> AsyncGenerator[Embeddings]:
             yield await self.inference.embed(route.app_name, texts, _charge(use))
 
+        def most_tokens(_called: Called) -> int:
+            return sum(len(text) for text in texts)
+
         check = _needs(TEXT_EMBEDDING, "does not embed text")
-        async with aclosing(self._answers(secret, model, "model", check, ask)) as answers:
+        async with aclosing(
+            self._answers(secret, model, "model", check, ask, most_tokens=most_tokens)
+        ) as answers:
             return await anext(answers)
 
     def exchange(
@@ -98,7 +111,7 @@ class Calls:
     def _of_app(
         self, secret: str | None, name: str, ask: Callable[[Route], AsyncGenerator[Mapping[str, Any]]]
     ) -> AsyncGenerator[Mapping[str, Any]]:
-        def check(route: Route) -> None:
+        def check(route: Called) -> None:
             if route.kind != SERVE_APP:
                 raise InvalidInputError(
                     f"service {name} is not a tenant's own application: ask it at /v1/services/{name}/predict"
@@ -111,35 +124,49 @@ class Calls:
         secret: str | None,
         model: str,
         what: str,
-        check: Callable[[Route], None],
+        check: Callable[[Called], None],
         ask: Callable[[Route, Use], AsyncGenerator[T]],
+        *,
+        most_tokens: Callable[[Called], int] = lambda _called: 0,
     ) -> AsyncGenerator[T]:
         """Yield what a service answers.
 
         A request that comes as its replicas go, to sleep or for another revision's sake, may find none. Then nobody
         has got it, and it is sent once more: to what takes over, or after a wait for the service to wake.
         """
-        again = False
-        while True:
-            route = await self.gate.route(secret, model, what=what, again=again)
-            check(route)
-            try:
-                with self._use(route, again=again) as use:
-                    async with aclosing(ask(route, use)) as answers:
-                        async for each in answers:
-                            yield each
-            except NoReplicaError:
-                if again:
-                    raise
-                again = True
-            else:
-                return
+        called = await self.gate.route(secret, model, what=what)
+        check(called)
+        lost = False
+        # Before anything is counted as load, woken or waited for: who is refused costs nobody else a place or a GPU.
+        with self.open.one(called.key_id), self._admitted(called, most_tokens(called)) as admission:
+            while True:
+                if lost or not isinstance(called, Route):
+                    called = await self.gate.wake(secret, model, what=what, lost=lost)
+                    check(called)
+                try:
+                    with self._use(called, admission) as use:
+                        async with aclosing(ask(called, use)) as answers:
+                            while (each := await use.next_of(answers)) is not None:
+                                yield each
+                except NoReplicaError:
+                    if lost:
+                        raise
+                    lost = True
+                else:
+                    return
 
     @contextmanager
-    def _use(self, route: Route, *, again: bool) -> Iterator[Use]:
-        loads = self.gate.room.loads
-        with self.open.one(route.key_id), loads.sent(route.service.id, route.app_name):
-            use = self.meter.begin(route, again=again)
+    def _admitted(self, called: Called, most_tokens: int) -> Iterator[Admission]:
+        admission = self.meter.admit(called, most_tokens)
+        try:
+            yield admission
+        finally:
+            self.meter.leave(admission)
+
+    @contextmanager
+    def _use(self, route: Route, admission: Admission) -> Iterator[Use]:
+        with self.gate.room.loads.sent(route.service.id, route.app_name):
+            use = self.meter.begin(route, admission)
             try:
                 yield use
             finally:
@@ -151,8 +178,8 @@ def _charge(use: Use) -> Callable[[Piece], None]:
     return lambda piece: use.count(prompt_tokens=piece.prompt_tokens, completion_tokens=piece.tokens)
 
 
-def _needs(kind: str, lack: str) -> Callable[[Route], None]:
-    def check(route: Route) -> None:
+def _needs(kind: str, lack: str) -> Callable[[Called], None]:
+    def check(route: Called) -> None:
         if route.kind != kind:
             raise InvalidInputError(
                 f"model {route.model} {lack}", param="model", openai_code="model_not_supported"

@@ -1,5 +1,6 @@
 """What keys and tenants may still use: rates by buckets that may run into debt, months by counting."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ MOST = 10**12
 """The largest limit that is worth setting."""
 LONGEST_RETRY_S = 86_400
 """Whose month is used up is told to come back in a day at the latest: the limit may be raised meanwhile."""
+HELD_RETRY_S = 1
+"""When what requests under way hold may be free again."""
 _MINUTE_MS = 60_000
 
 
@@ -99,6 +102,18 @@ class Budget:
     used: int
 
 
+@dataclass(slots=True, eq=False)
+class Admission:
+    """A request that was let in, until it leaves."""
+
+    tenant: str
+    key_id: str
+    held: int = 0
+    """Tokens that it may still use."""
+    begun: bool = False
+    """Whether anything was asked for it."""
+
+
 @dataclass(slots=True)
 class _Key:
     requests: Bucket | None = None
@@ -107,12 +122,18 @@ class _Key:
 
 @dataclass(slots=True)
 class Allowances:
-    """What of their limits keys and tenants have left. It knows only those that have one."""
+    """What of their limits keys and tenants have left. It knows only those that have one.
+
+    What a request may use at most is held for it: only beside requests that leave something over, another is let in.
+    So of all that are under way one, the last, may use more than was left.
+    """
 
     _keys: dict[str, _Key] = field(default_factory=dict)
     _budgets: dict[tuple[str, str | None], Budget] = field(default_factory=dict)
     """By tenant, and key or None for the whole tenant."""
     _month_ends_ms: int = 0
+    _held: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    """Tokens that requests under way may still use, of whoever has any."""
 
     def put(
         self, keys: Mapping[str, Limits], budgets: Mapping[tuple[str, str | None], Budget], now_ms: int
@@ -137,8 +158,14 @@ class Allowances:
             if key.tokens is not None:
                 key.tokens.take(used.tokens, now_ms)
 
-    def admit(self, tenant: str, key_id: str, now_ms: int) -> None:
-        """Let a request begin, and take it off the requests that the key may still make.
+    def admit(self, tenant: str, key_id: str, now_ms: int, most_tokens: int = 0) -> Admission:
+        """Let a request in, and take it off the requests that the key may still make.
+
+        Args:
+            tenant: whose request it is.
+            key_id: and by which key.
+            now_ms: the time.
+            most_tokens: it may use; they are held until it leaves.
 
         Raises:
             TooManyError: if a limit is used up, with its name, its value, what was used of it, and when to come back.
@@ -148,12 +175,36 @@ class Allowances:
             raise _refusal("requests_per_minute", key.requests.per_minute, key.requests.used(now_ms), wait_ms)
         if key.tokens is not None and (wait_ms := key.tokens.wait_ms(now_ms, 1)):
             raise _refusal("tokens_per_minute", key.tokens.per_minute, key.tokens.used(now_ms), wait_ms)
+        held = self._held[tenant, key_id]
+        if key.tokens is not None and key.tokens.wait_ms(now_ms, held * _MINUTE_MS + 1):
+            raise _held("tokens_per_minute", key.tokens.per_minute, key.tokens.used(now_ms), held)
         for name, whose in (("tokens_per_month", key_id), ("limit_tokens_per_month", None)):
             budget = self._budget(tenant, whose, now_ms)
             if budget is not None and budget.used >= budget.limit:
                 raise _refusal(name, budget.limit, budget.used, self._month_ends_ms - now_ms)
+            held = self._held[tenant, whose]
+            if budget is not None and budget.used + held >= budget.limit:
+                raise _held(name, budget.limit, budget.used, held)
         if key.requests is not None:
             key.requests.take(1, now_ms)
+        self._held.update({(tenant, key_id): most_tokens, (tenant, None): most_tokens})
+        return Admission(tenant, key_id, most_tokens)
+
+    def draw(self, admission: Admission, tokens: int) -> None:
+        """Hold so many less for a request, which has used them."""
+        drawn = min(tokens, admission.held)
+        admission.held -= drawn
+        for whose in ((admission.tenant, admission.key_id), (admission.tenant, None)):
+            self._held[whose] -= drawn
+            if not self._held[whose]:
+                del self._held[whose]
+
+    def leave(self, admission: Admission, now_ms: int) -> None:
+        """Let a request go; one that never began is not one of those that the key may make."""
+        self.draw(admission, admission.held)
+        key = self._keys.get(admission.key_id, _NO_LIMITS)
+        if not admission.begun and key.requests is not None:
+            key.requests.take(-1, now_ms)
 
     def used(self, tenant: str, key_id: str | None, now_ms: int) -> int | None:
         """Return what of this month's tokens a key, or with None a tenant, has used; None if that has no limit."""
@@ -185,6 +236,18 @@ _TELL = {
     "tokens_per_month": "this key may use {limit:,} tokens a month, and has used {used:,}",
     "limit_tokens_per_month": "your tenant may use {limit:,} tokens a month, and has used {used:,}",
 }
+
+
+def _held(name: str, limit: int, used: int, held: int) -> TooManyError:
+    return TooManyError(
+        f"{_TELL[name].format(limit=limit, used=used)}; the rest is held by requests under way, which may still use "
+        f"{held:,}: try again in {HELD_RETRY_S} s, or ask for fewer tokens at once",
+        limit=name,
+        limit_value=limit,
+        used=used,
+        held=held,
+        retry_after_s=HELD_RETRY_S,
+    )
 
 
 def _changed(bucket: Bucket | None, per_minute: int | None, now_ms: int) -> Bucket | None:

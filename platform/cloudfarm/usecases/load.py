@@ -1,6 +1,7 @@
 """How much services are asked: counted in the front door, and told to the steward once a second."""
 
 import asyncio
+import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from cloudfarm.ports import Nudge
 
 EVERY_S = 1.0
 _BUCKET_MS = 1_000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -115,5 +118,8 @@ class LoadReporter:
     async def run(self) -> None:
         """Tell it for ever."""
         while True:
-            self.step()
+            try:
+                self.step()
+            except Exception:
+                log.exception("the steward is not told of the load")
             await asyncio.sleep(EVERY_S)

@@ -14,75 +14,19 @@ from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_minute
-from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnavailableError
+from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnauthenticatedError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
-from cloudfarm.usecases.limits import Allowances, Budget, month_of
-from cloudfarm.usecases.routes import Route
+from cloudfarm.usecases.limits import Admission, Allowances, Budget, month_of
+from cloudfarm.usecases.routes import Called, Route, charged_milli_gpus
+from cloudfarm.usecases.use import Use
 
-MOST_AT_ONCE = 10**9
-"""More tokens in one count are a mistake."""
+MOST_STUCK = 8
+"""So many batches of its own a front door lets wait that the journal does not give back; each holds a file open."""
 
 Whose = tuple[str, str | None]
 """A tenant, and one of its keys or None for all that it uses."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Use:
-    """One request under way. Whoever began it ends it, come what may."""
-
-    _meter: "Meter"
-    _account: Account
-    _shares: Shares
-    _noted_ms: int
-    """Up to when the journal has it."""
-    _noted_clock: int
-    """The virtual clock of the service's shares at that time."""
-    _noted: tuple[int, int, int] = (0, 0, 0)
-    """Requests and tokens that the journal has."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    ended: bool = False
-
-    def count(self, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Charge tokens, before they are sent to the caller.
-
-        Raises:
-            ValueError: for a number that no answer can have.
-        """
-        if self.ended:
-            raise ValueError("this use has ended")
-        if not (0 <= prompt_tokens <= MOST_AT_ONCE and 0 <= completion_tokens <= MOST_AT_ONCE):
-            raise ValueError(f"{prompt_tokens} and {completion_tokens} tokens cannot be counted")
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        self._meter.take(self._account, prompt_tokens + completion_tokens)
-
-    def end(self) -> None:
-        """Close it; a second time changes nothing."""
-        if not self.ended:
-            self.ended = True
-            self._meter.finish(self)
-
-    def note(self, now_ms: int, clock: int) -> Note:
-        """Return what was used since the last note."""
-        start_ms = min(self._noted_ms, now_ms)  # a clock may be set back
-        requests, prompt_tokens, completion_tokens = self._noted
-        used = Used(
-            1 - requests,
-            self.prompt_tokens - prompt_tokens,
-            self.completion_tokens - completion_tokens,
-            now_ms - start_ms,
-            clock - self._noted_clock,
-        )
-        self._noted_ms, self._noted_clock = now_ms, clock
-        self._noted = 1, self.prompt_tokens, self.completion_tokens
-        return Note(self._account, start_ms, now_ms, used)
-
-    def shares(self) -> Shares:
-        """Return the shares of its service."""
-        return self._shares
 
 
 @dataclass(slots=True)
@@ -96,7 +40,7 @@ class Meter:
     clock: Clock
     journal: UsageJournal
     every_s: float = 1.0
-    """How often uses under way are noted, and batches handed over."""
+    """How often uses under way are noted and looked after, and batches handed over."""
     _allowances: Allowances = field(default_factory=Allowances)
     _shares: dict[str, Shares] = field(default_factory=dict)
     """By service id."""
@@ -105,33 +49,40 @@ class Meter:
     """What the journal refused: it is tried again."""
     _pending: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Tokens by tenant and key that were counted here and are not in the ledger yet."""
+    _stuck: dict[str, CloudfarmError] = field(default_factory=dict)
+    """Batches that could not be handed over, and why: they stop no others, and are tried again."""
+    _settled: set[str] = field(default_factory=set)
+    """Batches that the ledger has, and that the journal could not drop yet."""
     _ready: bool = False
     """Whether the limits have been read at all."""
     _changed: bool = True
     """Whether they must be read again."""
     _recount: bool = True
     """Whether also what the ledger says of this month must."""
-    _failing: bool = False
+    _failing: str = ""
+    """Why the last step did not do all, which is said once."""
     _journal_failing: bool = False
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def begin(self, route: Route, *, again: bool = False) -> Use:
-        """Begin a request.
-
-        Args:
-            route: where it goes, and whose it is.
-            again: it was begun before and nobody has got it; it counts as the same one.
+    def admit(self, called: Called, most_tokens: int = 0) -> Admission:
+        """Let a request in that may use so many tokens. Whoever has it let in lets it go, come what may.
 
         Raises:
-            TooManyError: if a limit is used up.
+            TooManyError: if a limit is used up, or may be by what is under way.
             UnavailableError: if it is not known yet what is used up.
         """
         if not self._ready:
             raise UnavailableError("the farm's store has not told yet what the limits are", retry_after_s=1)
-        now_ms = self.clock.now_ms()
-        service = route.service
-        if not again:
-            self._allowances.admit(route.tenant, route.key_id, now_ms)
+        return self._allowances.admit(called.tenant, called.key_id, self.clock.now_ms(), most_tokens)
+
+    def leave(self, admission: Admission) -> None:
+        """Let a request go whose uses have ended."""
+        self._allowances.leave(admission, self.clock.now_ms())
+
+    def begin(self, route: Route, admission: Admission) -> Use:
+        """Begin a request that was let in; again if nobody has got it before: it counts as the same one."""
+        now_ms, service, again = self.clock.now_ms(), route.service, admission.begun
+        admission.begun = True
         account = Account(
             tenant=route.tenant,
             key_id=route.key_id,
@@ -145,14 +96,15 @@ class Meter:
         if shares is None:
             shares = self._shares[service.id] = Shares(route.milli_gpus, now_ms)
         clock = shares.begin(now_ms, route.milli_gpus)
-        use = Use(self, account, shares, now_ms, clock, _noted=(int(again), 0, 0))
+        use = Use(self, account, admission, shares, now_ms, clock, _noted=(int(again), 0, 0))
         self._under_way.add(use)
         return use
 
-    def take(self, account: Account, tokens: int) -> None:
-        """Take tokens off the caller's limits."""
-        self._pending[account.tenant, account.key_id] += tokens
-        self._allowances.take(account.tenant, account.key_id, tokens, self.clock.now_ms())
+    def take(self, admission: Admission, tokens: int) -> None:
+        """Take tokens off the caller's limits, and off what is held for the request."""
+        self._pending[admission.tenant, admission.key_id] += tokens
+        self._allowances.draw(admission, tokens)
+        self._allowances.take(admission.tenant, admission.key_id, tokens, self.clock.now_ms())
 
     def finish(self, use: Use) -> None:
         """Note the rest of a use that ends."""
@@ -161,19 +113,27 @@ class Meter:
         self._write([use.note(now_ms, use.shares().end(now_ms))])
 
     async def refresh(self) -> None:
-        """Take over limits that have just been changed. If the store does not answer, that is done at the next step."""
+        """Take over limits and keys that have just changed. If the store does not answer, the next step does."""
         self._changed = True
         await self._try_step()
 
     async def step(self) -> None:
-        """Note what is under way, hand over what waits, and read limits that have changed."""
+        """Note what is under way, look after it, hand over what waits, and read limits that have changed.
+
+        Raises:
+            CloudfarmError: if not all of that could be done; what could be is.
+        """
         async with self._alone:
             now_ms = self.clock.now_ms()
             notes = [use.note(now_ms, use.shares().go_on(now_ms)) for use in self._under_way]
             self._write(by_minute(notes))
+            if self._under_way:
+                await self._look_after()
             await self._hand_over()
             if self._changed or self._recount:
                 await self._read_limits()
+            for error in self._stuck.values():
+                raise error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -198,11 +158,17 @@ class Meter:
         try:
             await self.step()
         except CloudfarmError as error:
-            if not self._failing:
-                log.warning("what was used is kept, and handed over later: %s", error)
-            self._failing = True
+            self._say(str(error))
+        except Exception as mistake:  # noqa: BLE001 - it is logged; the loop may not end while requests are let in
+            self._say(repr(mistake), mistake)
         else:
-            self._failing = False
+            self._failing = ""
+
+    def _say(self, why: str, mistake: Exception | None = None) -> None:
+        if why != self._failing:
+            level = logging.WARNING if mistake is None else logging.ERROR
+            log.log(level, "what was used is kept, and handed over later: %s", why, exc_info=mistake)
+        self._failing = why
 
     def _write(self, notes: Sequence[Note]) -> None:
         """Write notes into the journal; what it does not take is kept here, and written with the next."""
@@ -219,23 +185,59 @@ class Meter:
                 self._journal_failing = False
                 self._unwritten = []
 
+    async def _look_after(self) -> None:
+        """End what is under way with keys that are no longer good, and see what GPUs its services have now."""
+        async with self.store.begin(write=False) as uow:
+            keys = {use.account.key_id for use in self._under_way}
+            dead = await uow.credentials.find_dead(keys, self.clock.now_ms())
+            services = {use.account.service_id for use in self._under_way}
+            milli_gpus = {each: await charged_milli_gpus(uow, each) for each in services}
+        now_ms = self.clock.now_ms()
+        for service_id, charged in milli_gpus.items():
+            if charged is not None:
+                self._shares[service_id].change(now_ms, charged)
+        for use in self._under_way:
+            if use.account.key_id in dead:
+                use.refuse(UnauthenticatedError("this key has expired or was revoked meanwhile"))
+
     async def _hand_over(self) -> None:
-        if not any(self.journal.is_own(batch) for batch in self.journal.waiting()):
+        own = [batch for batch in self.journal.waiting() if self.journal.is_own(batch)]
+        if len(own) < MOST_STUCK and all(batch in self._stuck for batch in own):
             self.journal.close_batch()  # only then: one that the store does not take must not become many
         for batch in self.journal.waiting():
-            # In a thread: what a farm that was killed has left may be long.
-            rows = await asyncio.to_thread(self._rows, batch)
             try:
-                async with self.store.begin() as uow:
-                    await uow.served.append(batch, rows)
-                    await uow.commit()
-            except AlreadyExistsError:
-                log.info("the batch %s had been handed over before", batch)
-            self.journal.drop(batch)
+                # In a thread: what a farm that was killed has left may be long.
+                rows = await asyncio.to_thread(self._rows, batch)
+            except CloudfarmError as error:
+                self._stuck[batch] = error
+            else:
+                await self._store(batch, rows)
+
+    async def _store(self, batch: str, rows: Sequence[Note]) -> None:
+        try:
+            async with self.store.begin() as uow:
+                await uow.served.append(batch, rows)
+                await uow.commit()
+        except AlreadyExistsError:
+            log.info("the batch %s had been handed over before", batch)
+        except UnavailableError:
+            raise  # nothing else is taken either, and the ledger may have this one: no time to count anew
+        except CloudfarmError as error:
+            self._stuck[batch] = error
+            return
+        if batch not in self._settled:
+            self._settled.add(batch)
             if self.journal.is_own(batch):
                 self._settle(rows)
             else:
                 self._recount = True  # another process counted it
+        try:
+            self.journal.drop(batch)
+        except CloudfarmError as error:
+            self._stuck[batch] = error
+        else:
+            self._settled.discard(batch)
+            self._stuck.pop(batch, None)
 
     def _rows(self, batch: str) -> Sequence[Note]:
         return by_minute(self.journal.read(batch))

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
-from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, kind_of, manifest_digest
+from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, context_of, kind_of, manifest_digest
 from cloudfarm.domain.generation import Adapter
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import CredentialKind, Role
-from cloudfarm.domain.workload import ModelVersion, Revision, Service
+from cloudfarm.domain.workload import ModelVersion, Service
 from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import UnitOfWork
 from cloudfarm.usecases.access import Principal, missing
@@ -21,20 +21,28 @@ EVERYBODYS = "farm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Where a request goes, and whose it is."""
+class Called:
+    """Who calls what: known also while nothing answers."""
 
     tenant: str
     """The caller's."""
     key_id: str
     """Of the caller's key or token."""
     service: Service
-    app_name: str
-    """The Serve application that answers."""
     model: str
     """The name as asked: ``service`` or ``service:adapter``."""
     kind: str
     """Of the service's model."""
+    context_tokens: int = 0
+    """Of a language model; 0 if that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route(Called):
+    """Where a request goes, and whose it is."""
+
+    app_name: str
+    """The Serve application that answers."""
     milli_gpus: int
     """Of all leases together that the service is charged for just now."""
     adapter: Adapter | None = None
@@ -66,6 +74,19 @@ class Ways:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleeping:
+    """A call whose service is asleep."""
+
+    called: Called
+    asleep: Asleep
+
+    @property
+    def service(self) -> Service:
+        """The one that is asleep."""
+        return self.called.service
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Somebody calls a model."""
 
@@ -89,7 +110,7 @@ async def find_caller(uow: UnitOfWork, clock: Clock, secret: str | None) -> Prin
     return principal
 
 
-async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> Ways | Asleep:
+async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> Ways | Sleeping:
     """Return the ways to a model for whoever has the secret, or that its service is asleep.
 
     Args:
@@ -114,9 +135,19 @@ async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> 
         raise missing(ask.what, ask.model) from None
     running = await find_running(uow, service, waits=waits)
     if isinstance(running, Asleep):
-        return running
+        current = await uow.revisions.get(service.current_id or "")
+        base = await uow.models.get(current.model_id)
+        called = Called(
+            tenant=principal.home,
+            key_id=principal.credential_id,
+            service=service,
+            model=ask.model,
+            kind=kind_of(base.manifest),
+            context_tokens=context_of(base.manifest),
+        )
+        return Sleeping(called, running)
     routes: dict[str, Route] = {}
-    milli_gpus = await _charged(uow, running.revisions)
+    milli_gpus = await charged_milli_gpus(uow, service.id) or 0
     for revision in running.revisions:
         base = await uow.models.get(revision.model_id)
         try:
@@ -130,6 +161,7 @@ async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> 
             app_name=revision.app_name,
             model=ask.model,
             kind=kind_of(base.manifest),
+            context_tokens=context_of(base.manifest),
             milli_gpus=milli_gpus,
             adapter=adapter,
         )
@@ -162,6 +194,20 @@ async def find_named(uow: UnitOfWork, principal: Principal, name: str) -> Servic
     return await find_callable(uow, principal, name)
 
 
+async def charged_milli_gpus(uow: UnitOfWork, service_id: str) -> int | None:
+    """Return the milli-GPUs of those leases of a service that are metered just now: not of those that wait or start.
+
+    None if there is nothing of the service any more.
+    """
+    revisions = await uow.revisions.list(service_id=service_id, open_only=True)
+    if not revisions:
+        return None
+    found = [
+        lease for each in revisions for lease in await uow.leases.list(revision_id=each.id, open_only=True)
+    ]
+    return sum(lease.milli_gpus for lease in found if lease.started_ms is not None)
+
+
 async def _services(uow: UnitOfWork, principal: Principal) -> Sequence[Service]:
     """Return the services that a caller may call: its tenant's, and under other names those open to all."""
     found = [service for service in await uow.services.list(open_only=True) if service.target is Target.RUN]
@@ -169,14 +215,6 @@ async def _services(uow: UnitOfWork, principal: Principal) -> Sequence[Service]:
     own = {service.name: service for service in found if service.tenant == principal.home}
     named = {**shared, **own}
     return [each for name, each in named.items() if not principal.services or name in principal.services]
-
-
-async def _charged(uow: UnitOfWork, revisions: Sequence[Revision]) -> int:
-    """Return the milli-GPUs of those leases of revisions that are metered: not of those that wait or start."""
-    found = [
-        lease for each in revisions for lease in await uow.leases.list(revision_id=each.id, open_only=True)
-    ]
-    return sum(lease.milli_gpus for lease in found if lease.started_ms is not None)
 
 
 def _adapters(versions: Sequence[ModelVersion], base: ModelVersion) -> dict[str, ModelVersion]:

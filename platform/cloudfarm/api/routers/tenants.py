@@ -98,6 +98,7 @@ async def list_tokens(
 async def revoke_token(token_id: str, caller: Admin, context: Context) -> Response:
     """Revoke a token."""
     await credentials.revoke(context.store, context.clock, caller, CredentialKind.TOKEN, token_id)
+    await context.meter.refresh()
     return Response(status_code=204)
 
 
@@ -143,4 +144,5 @@ async def limit_key(
 async def revoke_key(key_id: str, caller: Admin, context: Context) -> Response:
     """Revoke an API key."""
     await credentials.revoke(context.store, context.clock, caller, CredentialKind.KEY, key_id)
+    await context.meter.refresh()
     return Response(status_code=204)

@@ -1,13 +1,13 @@
 """Tenants and their credentials."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 
 from sqlalchemy import func, or_, select, update
 
 from cloudfarm.domain.tenant import Credential, Limits, Tenant
 from cloudfarm.store import rows
-from cloudfarm.store.records import Records
+from cloudfarm.store.records import AT_ONCE, Records
 from cloudfarm.store.transaction import Transaction
 
 
@@ -74,6 +74,17 @@ class SqlCredentials:
         table = rows.credentials
         limits = [table.c[each.name].is_not(None) for each in fields(Limits)]
         return await self._records.list(or_(*limits), table.c.revoked_ms.is_(None), by=[table.c.id])
+
+    async def find_dead(self, ids: Collection[str], now_ms: int) -> frozenset[str]:
+        """Return which of some are revoked, have expired, or are of a tenant that is closed."""
+        table, tenants, asked = rows.credentials, rows.tenants, sorted(ids)
+        closed = select(tenants.c.id).where(tenants.c.closed_ms.is_not(None))
+        dead = or_(table.c.revoked_ms.is_not(None), table.c.expires_ms <= now_ms, table.c.tenant.in_(closed))
+        found: set[str] = set()
+        for first in range(0, len(asked), AT_ONCE):
+            query = select(table.c.id).where(table.c.id.in_(asked[first : first + AT_ONCE]), dead)
+            found.update((await self._records.transaction.read(query)).scalars())
+        return frozenset(found)
 
     async def limit(self, credential_id: str, limits: Limits) -> None:
         """Store other limits, and nothing else: it may be being revoked."""
