@@ -17,7 +17,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from cloudfarm.domain.generation import Adapter, Generation, Message, Piece, Refusal, Sampling
+from cloudfarm.domain.generation import Adapter, Generation, Message, Piece, Refusal, Sampling, ToEmbed
 from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.completions import Completions
 from cloudfarm.inference.engine import LocalAdapter
@@ -123,7 +123,7 @@ def chat(text=FRANCE, adapter=None, **sampling):
 
 
 def complete(prompt, **sampling):
-    return Generation(Sampling(**({"temperature": 0} | sampling)), prompt=prompt)
+    return Generation(Sampling(**({"temperature": 0} | sampling)), prompts=(prompt,))
 
 
 async def pieces(model, request):
@@ -224,6 +224,20 @@ async def test_any_seed_will_do(model, seed):
     assert tokens(found) == 6
 
 
+async def test_several_prompts_are_answered_as_each_by_itself(model):
+    asked = ("The three primary colours are red,", (5, 6, 7), "One, two,")
+    alone = [await pieces(model, complete(each, max_tokens=5)) for each in asked]
+    sampling = Sampling(temperature=0, max_tokens=5, choices=2)
+    found = await pieces(model, Generation(sampling, prompts=asked))
+    assert [text(found, index) for index in range(6)] == [text(each) for each in alone for _ in range(2)]
+    assert sum(each.prompt_tokens for each in found) == sum(each[0].prompt_tokens for each in alone)
+    assert tokens(found) == 2 * sum(map(tokens, alone))
+    assert set(reasons(found)) == set(range(6))
+    async with aclosing(model.generate(Generation(sampling, prompts=asked * 10))) as answer:
+        await anext(answer)
+    await no_longer_running(model)
+
+
 async def test_a_penalty_keeps_from_saying_it_again(model):
     asked = {"prompt": "one one one one one one one", "max_tokens": 12, "ignore_eos": True}
     plain = text(await pieces(model, complete(**asked)))
@@ -316,7 +330,7 @@ async def test_what_cannot_be_is_refused(model):
         (chat(temperature=float("nan")), "temperature"),
     ):
         assert (await refusal(model, asked)).param == param
-    (refused,) = [each async for each in model.embed(["text"])]
+    (refused,) = [each async for each in model.embed(ToEmbed(("text",)))]
     assert refused.param == "model"
 
 

@@ -33,7 +33,7 @@ def prompts(tokenizer=None, context=20):
 
 
 def ask(prompt, **sampling):
-    return Generation(Sampling(**sampling), prompt=prompt)
+    return Generation(Sampling(**sampling), prompts=(prompt,))
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,23 @@ def test_the_rest_is_taken():
 
 
 def test_texts_tokens_and_conversations_become_tokens():
-    assert prompts().encode(ask("ab")) == [0, 97, 98]
-    assert prompts().encode(ask((5, 299))) == [5, 299]
+    assert prompts().encode(ask("ab")) == [[0, 97, 98]]
+    assert prompts().encode(ask((5, 299))) == [[5, 299]]
+    assert prompts().encode(Generation(Sampling(), prompts=("ab", (5,)))) == [[0, 97, 98], [5]]
     turns = (Message("user", "hi"),)
-    assert prompts().encode(Generation(Sampling(), turns)) == [ord(letter) for letter in "<user>hi"]
+    assert prompts().encode(Generation(Sampling(), turns)) == [[ord(letter) for letter in "<user>hi"]]
 
 
 def test_what_does_not_fit_into_the_context_is_refused():
-    assert prompts().encode(ask("x" * 18)) == [0] + [120] * 18
+    assert prompts().encode(ask("x" * 18)) == [[0] + [120] * 18]
     long = prompts().encode(ask("x" * 19))
     assert (long.code, long.param) == ("context_length_exceeded", "prompt")
     assert isinstance(prompts().encode(ask("x" * 9, max_tokens=10)), list)
     wide = prompts().encode(ask("x" * 9, max_tokens=11))
     assert (wide.code, wide.param) == ("context_length_exceeded", "max_tokens")
+    one_of_them = prompts().encode(Generation(Sampling(), prompts=("a", "x" * 19)))
+    assert (one_of_them.code, one_of_them.param) == ("context_length_exceeded", "prompt")
+    assert "the 20 of the prompt 1" in one_of_them.detail
     assert prompts().room([1] * 9, Sampling()) == 11
     assert prompts().room([1] * 9, Sampling(max_tokens=3)) == 3
 
@@ -85,6 +89,8 @@ def test_what_does_not_fit_into_the_context_is_refused():
 def test_a_prompt_is_something_that_the_model_knows():
     for prompt in ((), (300,), (-1,)):
         assert prompts().encode(ask(prompt)).param == "prompt"
+    assert prompts().encode(Generation(Sampling())).param == "prompt"
+    assert "its own tokenizer" in prompts().encode(ask((300,))).detail
 
 
 def test_a_model_may_not_converse_or_not_so():
