@@ -63,9 +63,10 @@ def _encodable(text: str) -> str:
 
 Number = StrictInt | StrictFloat
 Text = Annotated[StrictStr, AfterValidator(_encodable)]
-SomeText = Annotated[Text, Field(min_length=1)]
-Name = Annotated[Text, Field(min_length=1, max_length=300)]
-Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
+# Lengths come before the other check: pydantic then speaks of characters, and not of items.
+SomeText = Annotated[StrictStr, Field(min_length=1), AfterValidator(_encodable)]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=300), AfterValidator(_encodable)]
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000), AfterValidator(_encodable)]
 TokenId = Annotated[StrictInt, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
 
