@@ -7,6 +7,7 @@ import asyncio
 import json
 import pickle
 import shutil
+import threading
 from contextlib import aclosing, nullcontext
 from pathlib import Path
 
@@ -404,6 +405,21 @@ async def test_a_first_adapter_that_fails_leaves_the_model_itself(base, tmp_path
         with pytest.raises(BundleError) if fails else nullcontext():
             made = [each async for each in engine.generate([1, 2, 3], Sampling(temperature=0), 2, adapter)]
             assert sum(each.tokens for each in made) == 2
+    engine.close()
+
+
+async def test_a_prompt_is_charged_before_it_is_read(base, monkeypatch):
+    engine = TransformersEngine(Path(base), 512)
+    read, forward = threading.Event(), engine._forward
+
+    def slowly(tokens, cache):
+        assert read.wait(60)
+        return forward(tokens, cache)
+
+    monkeypatch.setattr(engine, "_forward", slowly)
+    async with aclosing(engine.generate([1, 2, 3], Sampling(temperature=0), 2, None)) as answer:
+        assert await asyncio.wait_for(anext(answer), 20) == Piece(prompt_tokens=3)
+        read.set()
     engine.close()
 
 

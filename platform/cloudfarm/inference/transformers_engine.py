@@ -180,9 +180,10 @@ class TransformersEngine:
         return not request.choices
 
     def _begin(self, request: _Request) -> list[_Choice]:
+        # First: whoever leaves while the prompt is read is charged for it.
+        request.put(Piece(prompt_tokens=len(request.prompt)))
         cache: Any = transformers.DynamicCache(config=self._model.config)
         logits = self._forward(list(request.prompt), cache)
-        request.put(Piece(prompt_tokens=len(request.prompt)))
         choices = []
         for index in range(request.sampling.choices):
             generator = None
