@@ -399,7 +399,7 @@ async def test_an_error_of_the_engine_is_told_in_the_farms_words(model, monkeypa
 
 
 async def test_a_first_adapter_that_fails_leaves_the_model_itself(base, tmp_path):
-    engine = TransformersEngine(Path(base), 512)
+    engine = TransformersEngine(Path(base), 512, 1 << 28)
     bad = LocalAdapter(1, tmp_path)
     for adapter, fails in ((None, False), (bad, True), (None, False)):
         with pytest.raises(BundleError) if fails else nullcontext():
@@ -409,7 +409,7 @@ async def test_a_first_adapter_that_fails_leaves_the_model_itself(base, tmp_path
 
 
 async def test_a_prompt_is_charged_before_it_is_read(base, monkeypatch):
-    engine = TransformersEngine(Path(base), 512)
+    engine = TransformersEngine(Path(base), 512, 1 << 28)
     read, forward = threading.Event(), engine._forward
 
     def slowly(tokens, cache):
@@ -420,6 +420,27 @@ async def test_a_prompt_is_charged_before_it_is_read(base, monkeypatch):
     async with aclosing(engine.generate([1, 2, 3], Sampling(temperature=0), 2, None)) as answer:
         assert await asyncio.wait_for(anext(answer), 20) == Piece(prompt_tokens=3)
         read.set()
+    engine.close()
+
+
+async def test_requests_wait_until_their_keys_and_values_have_room(base):
+    engine = TransformersEngine(Path(base), 512, 40 * 46_080)  # what SmolLM2-135M takes a token in float32
+    assert (engine.cache_tokens, engine.context_tokens) == (40, 40)
+    ended = []
+
+    async def ask(name, choices):
+        sampling = Sampling(temperature=0, choices=choices, ignore_eos=True)
+        async for piece in engine.generate([1, 2, 3], sampling, 7, None):
+            ended.append((name, piece.finish_reason))  # noqa: PERF401 - as they come
+
+    await asyncio.gather(ask("all", 4), ask("half", 2), ask("other half", 2))
+    assert {name for name, _ in ended[: 1 + 4 * 7]} == {"all"}
+    assert [name for name, reason in ended if reason] == ["all"] * 4 + [
+        "half",
+        "half",
+        "other half",
+        "other half",
+    ]
     engine.close()
 
 

@@ -45,12 +45,16 @@ class Prompts:
         tokenizer: the model's, as transformers loads it.
         context_tokens: the most that prompt and answer may have together.
         vocabulary: how many tokens the model knows.
+        cache_tokens: the most that all choices may have together; None: any number.
     """
 
-    def __init__(self, tokenizer: Any, context_tokens: int, vocabulary: int) -> None:
+    def __init__(
+        self, tokenizer: Any, context_tokens: int, vocabulary: int, cache_tokens: int | None
+    ) -> None:
         self._tokenizer = tokenizer
         self._context = context_tokens
         self._vocabulary = vocabulary
+        self._cache = cache_tokens
 
     def encode(self, request: Generation) -> list[list[int]] | Refusal:
         """Return the tokens of each prompt, or why they cannot be answered."""
@@ -73,17 +77,19 @@ class Prompts:
         param = name.split(maxsplit=1)[0]
         if not tokens:
             return Refusal(f"the {name} is empty", param)
-        if len(tokens) >= self._context:
+        most = self._most(sampling)
+        shown = f"{most} tokens" if most == self._context else f"{most} tokens with n={sampling.choices}"
+        if len(tokens) >= most:
             return Refusal(
-                f"This model's maximum context length is {self._context} tokens: with the {len(tokens)} of the {name} "
+                f"This model's maximum context length is {shown}: with the {len(tokens)} of the {name} "
                 "there is no room for an answer.",
                 param,
                 "context_length_exceeded",
             )
         wanted = sampling.max_tokens
-        if wanted is not None and len(tokens) + wanted > self._context:
+        if wanted is not None and len(tokens) + wanted > most:
             return Refusal(
-                f"This model's maximum context length is {self._context} tokens, but {len(tokens) + wanted} were "
+                f"This model's maximum context length is {shown}, but {len(tokens) + wanted} were "
                 f"asked for ({len(tokens)} in the {name}, {wanted} for the answer).",
                 "max_tokens",
                 "context_length_exceeded",
@@ -92,7 +98,11 @@ class Prompts:
 
     def room(self, prompt: list[int], sampling: Sampling) -> int:
         """Return how many tokens each choice may have."""
-        return sampling.max_tokens or self._context - len(prompt)
+        return sampling.max_tokens or self._most(sampling) - len(prompt)
+
+    def _most(self, sampling: Sampling) -> int:
+        """Return how many tokens a prompt and one of its choices may have."""
+        return self._context if self._cache is None else min(self._context, self._cache // sampling.choices)
 
     def _conversation(self, request: Generation) -> list[int] | Refusal:
         if not getattr(self._tokenizer, "chat_template", None):

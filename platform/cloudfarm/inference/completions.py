@@ -70,7 +70,8 @@ class Completions:
             shutil.rmtree(self._folder)
             raise
         tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder / "model", local_files_only=True)
-        self._prompts = Prompts(tokenizer, self._engine.context_tokens, self._engine.vocabulary)
+        held = self._engine
+        self._prompts = Prompts(tokenizer, held.context_tokens, held.vocabulary, held.cache_tokens)
 
     async def generate(self, request: Generation) -> AsyncGenerator[Piece | Refusal]:
         """Answer one request: pieces, or one refusal and nothing else. Closing the generator ends the work."""

@@ -11,7 +11,7 @@ import torch
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import InvalidInputError
-from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, memory_bytes
+from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, memory_bytes, own_cache_bytes
 
 EngineName = Literal["vllm", "transformers"]
 
@@ -31,6 +31,11 @@ class Engine(Protocol):
     context_tokens: int
     """The most that a prompt and its answer may have together: the model's, or less where memory is short."""
     vocabulary: int
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """How many tokens, prompt and answer, all choices of a request may have together; None: any number."""
+        ...
 
     def generate(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, adapter: LocalAdapter | None
@@ -76,7 +81,8 @@ def open_engine(folder: Path, context_tokens: int, name: EngineName | None = Non
         InvalidInputError: that engine is not installed, or has no room.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever looked for anywhere else
-    cache = cpu_cache_bytes(memory_bytes(), float32_bytes(folder))
+    memory, weights = memory_bytes(), float32_bytes(folder)
+    cache = cpu_cache_bytes(memory, weights)
     has_room = cache is not None or torch.cuda.is_available()
     if name == "vllm" and not (_is_installed("vllm") and has_room):
         raise InvalidInputError("vLLM is not installed here, or the lease has not enough memory for it")
@@ -87,7 +93,8 @@ def open_engine(folder: Path, context_tokens: int, name: EngineName | None = Non
         return VllmEngine(folder, context_tokens, cache)
     from cloudfarm.inference.transformers_engine import TransformersEngine  # noqa: PLC0415
 
-    return TransformersEngine(folder, context_tokens)
+    on_gpu = torch.cuda.is_available()
+    return TransformersEngine(folder, context_tokens, None if on_gpu else own_cache_bytes(memory, weights))
 
 
 def _is_installed(library: str) -> bool:

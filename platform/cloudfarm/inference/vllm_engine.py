@@ -20,7 +20,7 @@ from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.engine import LocalAdapter
 from cloudfarm.inference.keeper import Keeper
-from cloudfarm.inference.memory import gpu_memory_fraction
+from cloudfarm.inference.memory import GPU_PART, gpu_memory_fraction
 from cloudfarm.training.bundle import BundleError
 from cloudfarm.training.hf_folder import MAX_RANK
 
@@ -43,8 +43,6 @@ from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 from cloudfarm.inference.vllm_cpu import CpuExecutor  # noqa: E402
 
-GPU_PART = 0.9
-"""Of what the lease may use; the rest is for what vLLM does not count."""
 CPU_SEQUENCES = 32
 MAX_ADAPTERS = 4
 """In one batch."""
@@ -90,6 +88,7 @@ class VllmEngine:
         self._keeper = Keeper(_with_those_below(set(multiprocessing.active_children()) - others))
         config = self._engine.model_config
         self.context_tokens = min(context_tokens, config.max_model_len)
+        self.cache_tokens = None
         self.vocabulary = int(config.get_vocab_size())
         self._about = {
             "name": "vllm",
