@@ -101,9 +101,13 @@ class VllmEngine:
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, adapter: LocalAdapter | None
     ) -> AsyncGenerator[Piece]:
-        """Answer, as the port says."""
+        """Answer, as the port says.
+
+        Without chance (``temperature`` 0) all choices are the same, and vLLM refuses to make more than one. It is made
+        once, and its tokens are counted for each choice: the client asked for so many answers and gets them, ``usage``
+        is what OpenAI's clients expect, and the same request costs the same on every engine.
+        """
         lora = None if adapter is None else await self._load(adapter)
-        # Without chance all choices are the same, and vLLM refuses to make more than one.
         copies = sampling.choices if sampling.temperature == 0 else 1
         params = SamplingParams(
             n=sampling.choices // copies,
