@@ -70,10 +70,10 @@ async def ends(reader):
 @pytest.mark.parametrize("sent", [b"", b"GE", HALF, b"\r\n"])
 async def test_who_sends_no_whole_head_is_cut_off_and_others_are_served_meanwhile(sent):
     # Each has a descriptor at both ends, which are in this process.
-    count = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+    count = min(3000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
     go_on = asyncio.Event()
     async with (
-        listening(go_on, head_timeout_s=0.5) as port,
+        listening(go_on, head_timeout_s=2) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         slow = asyncio.create_task(client.get("/slow"))
