@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from cloudfarm.domain.generation import Generation, Piece, Refusal, Sampling
+from cloudfarm.domain.generation import Generation, Piece, Refusal, Sampling, ToEmbed
 from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.embeddings import MAX_TEXTS, Embedder
 from cloudfarm.training import default_models
@@ -18,9 +18,9 @@ def embedder(tmp_path_factory):
     return Embedder(default_models.publish(default_models.MINILM, str(tmp_path_factory.mktemp("outbox"))))
 
 
-async def embedded(embedder, texts):
+async def embedded(embedder, texts, dimensions=None):
     """Return what comes last; the size comes first."""
-    *before, last = [each async for each in embedder.embed(texts)]
+    *before, last = [each async for each in embedder.embed(ToEmbed(tuple(texts), dimensions))]
     assert before == ([] if isinstance(last, Refusal) else [Piece(prompt_tokens=last.prompt_tokens)])
     return last
 
@@ -53,6 +53,22 @@ async def test_tokens_are_counted_with_those_at_both_ends(embedder):
     assert (await embedded(embedder, ["hello", "hello world"])).prompt_tokens == 7
 
 
+async def test_tokens_are_the_models_own(embedder):
+    text = "The wind turbine stands still."
+    ids = tuple(embedder._tokenizer(text)["input_ids"])
+    _, as_text, as_ids = (await embedded(embedder, ["sun", text, ids])).vectors
+    assert as_ids == pytest.approx(as_text, abs=1e-5)
+    foreign = await embedded(embedder, [(15339, 99999)])
+    assert foreign.param == "input"
+    assert "99999 is no token of this model, which has 30522" in foreign.detail
+
+
+async def test_the_models_own_number_of_dimensions_may_be_asked_for(embedder):
+    assert len((await embedded(embedder, ["x"], 384)).vectors[0]) == 384
+    found = await embedded(embedder, ["x"], 256)
+    assert (found.param, "384" in found.detail) == ("dimensions", True)
+
+
 async def test_what_cannot_be_embedded_is_refused(embedder):
     for texts in ([], [""], ["a", ""], ["a"] * (MAX_TEXTS + 1)):
         assert (await embedded(embedder, texts)).param == "input"
@@ -60,12 +76,12 @@ async def test_what_cannot_be_embedded_is_refused(embedder):
     assert isinstance(found, Refusal)
     assert (found.code, found.param) == ("context_length_exceeded", "input")
     assert "input 1 has 302" in found.detail
-    (answer,) = [each async for each in embedder.generate(Generation(Sampling(), prompt="x"))]
+    (answer,) = [each async for each in embedder.generate(Generation(Sampling(), prompts=("x",)))]
     assert answer.param == "model"
 
 
 async def test_a_large_request_lets_others_have_their_turn_and_ends_when_it_is_left(embedder):
-    large = embedder.embed([f"sentence {place} " + "long " * 200 for place in range(MAX_TEXTS)])
+    large = embedder.embed(ToEmbed(tuple(f"sentence {place} " + "long " * 200 for place in range(MAX_TEXTS))))
     tokens = await anext(large)
     assert tokens.prompt_tokens > 200 * MAX_TEXTS
     rest = asyncio.create_task(anext(large))

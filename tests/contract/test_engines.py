@@ -7,6 +7,7 @@ import asyncio
 import json
 import pickle
 import shutil
+import threading
 from contextlib import aclosing, nullcontext
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from cloudfarm.domain.generation import Adapter, Generation, Message, Piece, Refusal, Sampling
+from cloudfarm.domain.generation import Adapter, Generation, Message, Piece, Refusal, Sampling, ToEmbed
 from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.completions import Completions
 from cloudfarm.inference.engine import LocalAdapter
@@ -124,7 +125,7 @@ def chat(text=FRANCE, adapter=None, **sampling):
 
 
 def complete(prompt, **sampling):
-    return Generation(Sampling(**({"temperature": 0} | sampling)), prompt=prompt)
+    return Generation(Sampling(**({"temperature": 0} | sampling)), prompts=(prompt,))
 
 
 async def pieces(model, request):
@@ -225,6 +226,20 @@ async def test_any_seed_will_do(model, seed):
     assert tokens(found) == 6
 
 
+async def test_several_prompts_are_answered_as_each_by_itself(model):
+    asked = ("The three primary colours are red,", (5, 6, 7), "One, two,")
+    alone = [await pieces(model, complete(each, max_tokens=5)) for each in asked]
+    sampling = Sampling(temperature=0, max_tokens=5, choices=2)
+    found = await pieces(model, Generation(sampling, prompts=asked))
+    assert [text(found, index) for index in range(6)] == [text(each) for each in alone for _ in range(2)]
+    assert sum(each.prompt_tokens for each in found) == sum(each[0].prompt_tokens for each in alone)
+    assert tokens(found) == 2 * sum(map(tokens, alone))
+    assert set(reasons(found)) == set(range(6))
+    async with aclosing(model.generate(Generation(sampling, prompts=asked * 10))) as answer:
+        await anext(answer)
+    await no_longer_running(model)
+
+
 async def test_a_penalty_keeps_from_saying_it_again(model):
     asked = {"prompt": "one one one one one one one", "max_tokens": 12, "ignore_eos": True}
     plain = text(await pieces(model, complete(**asked)))
@@ -317,7 +332,7 @@ async def test_what_cannot_be_is_refused(model):
         (chat(temperature=float("nan")), "temperature"),
     ):
         assert (await refusal(model, asked)).param == param
-    (refused,) = [each async for each in model.embed(["text"])]
+    (refused,) = [each async for each in model.embed(ToEmbed(("text",)))]
     assert refused.param == "model"
 
 
@@ -385,12 +400,48 @@ async def test_an_error_of_the_engine_is_told_in_the_farms_words(model, monkeypa
 
 
 async def test_a_first_adapter_that_fails_leaves_the_model_itself(base, tmp_path):
-    engine = TransformersEngine(Path(base), 512)
+    engine = TransformersEngine(Path(base), 512, 1 << 28)
     bad = LocalAdapter(1, tmp_path)
     for adapter, fails in ((None, False), (bad, True), (None, False)):
         with pytest.raises(BundleError) if fails else nullcontext():
             made = [each async for each in engine.generate([1, 2, 3], Sampling(temperature=0), 2, adapter)]
             assert sum(each.tokens for each in made) == 2
+    engine.close()
+
+
+async def test_a_prompt_is_charged_before_it_is_read(base, monkeypatch):
+    engine = TransformersEngine(Path(base), 512, 1 << 28)
+    read, forward = threading.Event(), engine._forward
+
+    def slowly(tokens, cache):
+        assert read.wait(60)
+        return forward(tokens, cache)
+
+    monkeypatch.setattr(engine, "_forward", slowly)
+    async with aclosing(engine.generate([1, 2, 3], Sampling(temperature=0), 2, None)) as answer:
+        assert await asyncio.wait_for(anext(answer), 20) == Piece(prompt_tokens=3)
+        read.set()
+    engine.close()
+
+
+async def test_requests_wait_until_their_keys_and_values_have_room(base):
+    engine = TransformersEngine(Path(base), 512, 40 * 46_080)  # what SmolLM2-135M takes a token in float32
+    assert (engine.cache_tokens, engine.context_tokens) == (40, 40)
+    ended = []
+
+    async def ask(name, choices):
+        sampling = Sampling(temperature=0, choices=choices, ignore_eos=True)
+        async for piece in engine.generate([1, 2, 3], sampling, 7, None):
+            ended.append((name, piece.finish_reason))  # noqa: PERF401 - as they come
+
+    await asyncio.gather(ask("all", 4), ask("half", 2), ask("other half", 2))
+    assert {name for name, _ in ended[: 1 + 4 * 7]} == {"all"}
+    assert [name for name, reason in ended if reason] == ["all"] * 4 + [
+        "half",
+        "half",
+        "other half",
+        "other half",
+    ]
     engine.close()
 
 

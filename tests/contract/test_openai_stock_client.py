@@ -92,6 +92,34 @@ async def test_completions(client: openai.AsyncOpenAI, stream: bool):
     assert parts[-1].choices[0].finish_reason == "length"
 
 
+async def test_completions_of_several_prompts(door: FrontDoor, client: openai.AsyncOpenAI):
+    answer = await client.completions.create(model="talk", prompt=["a b", "c"], n=2)
+    assert [(each.index, each.text) for each in answer.choices] == [
+        (0, "a b"),
+        (1, "a b"),
+        (2, "c"),
+        (3, "c"),
+    ]
+    stream = await client.completions.create(model="talk", prompt=[[1, 2], [3]], stream=True)
+    texts = ["", ""]
+    async for part in stream:
+        texts[part.choices[0].index] += part.choices[0].text
+    assert texts == ["1 2", "3"]
+    assert len(door.meter.uses) == 2
+
+
+async def test_what_frameworks_send(client: openai.AsyncOpenAI):
+    messages: list[ChatCompletionMessageParam] = [
+        {"role": "user", "name": "ann", "content": "hello"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "and then"},
+    ]
+    answer = await client.chat.completions.create(model="talk", messages=messages, top_p=0, n=8)
+    assert {each.message.content for each in answer.choices} == {"and then"}
+    vectors = await client.embeddings.create(model="meaning", input=[[1, 2], [3]], dimensions=2)
+    assert [row.embedding[0] for row in vectors.data] == [2.0, 1.0]
+
+
 async def test_embeddings_by_default_and_as_numbers(client: openai.AsyncOpenAI):
     default = await client.embeddings.create(model="meaning", input=["wind", "sun"])
     numbers = await client.embeddings.create(model="meaning", input=["wind", "sun"], encoding_format="float")

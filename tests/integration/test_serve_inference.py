@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, Sampling
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, Sampling, ToEmbed
 from cloudfarm.errors import CloudfarmError
 from cloudfarm.inference.completions import Completions
 from cloudfarm.raylayer.serve_inference import ServeInference
@@ -32,32 +32,34 @@ class Engine:
         self.under_way = 0
 
     async def generate(self, request):
+        (prompt,) = request.prompts
         self.under_way += 1
         try:
-            if request.prompt == "refuse":
+            if prompt == "refuse":
                 yield Refusal("too long", "prompt", "context_length_exceeded")
                 return
-            if request.prompt == "odd":
+            if prompt == "odd":
                 yield "odd"
-            if request.prompt == "raise":
+            if prompt == "raise":
                 raise KeyError("inside")
-            if request.prompt == "who":
+            if prompt == "who":
                 yield Piece(text=str(os.getpid()))
-            if request.prompt == "brief":
+            if prompt == "brief":
                 yield Piece()
                 await asyncio.sleep(1)
                 return
-            if request.prompt in ("silent", "who"):
+            if prompt in ("silent", "who"):
                 await asyncio.Event().wait()
             for count in range(request.sampling.max_tokens):
-                if request.prompt == "die" and count == 2:
+                if prompt == "die" and count == 2:
                     os._exit(1)
                 await asyncio.sleep(0.01)
                 yield Piece(text=str(count), tokens=1)
         finally:
             self.under_way -= 1
 
-    async def embed(self, texts):
+    async def embed(self, request):
+        texts = list(request.texts)
         if texts == ["refuse"]:
             yield Refusal("too long", "input")
             return
@@ -90,7 +92,7 @@ async def main():
     inference = ServeInference()
 
     def ask(prompt, most=3, app="kaist.talk"):
-        return inference.generate(app, Generation(Sampling(max_tokens=most), prompt=prompt), untold)
+        return inference.generate(app, Generation(Sampling(max_tokens=most), prompts=(prompt,)), untold)
 
     async def idle():
         async with asyncio.timeout(20):
@@ -113,10 +115,10 @@ async def main():
     seen["idle after it was cancelled"] = await idle()
     seen["call"] = await inference.call("kaist.talk", {"a": 1}, timeout_s=10)
     told = []
-    seen["embed"] = (await inference.embed("kaist.talk", ["ab", "c"], told.append)).vectors
+    seen["embed"] = (await inference.embed("kaist.talk", ToEmbed(("ab", "c")), told.append)).vectors
     seen["embed told"] = [piece.prompt_tokens for piece in told]
     try:
-        await inference.embed("kaist.talk", ["refuse"], untold)
+        await inference.embed("kaist.talk", ToEmbed(("refuse",)), untold)
     except CloudfarmError as error:
         seen["embed refused"] = [error.code, error.data]
     async with AsyncExitStack() as held:

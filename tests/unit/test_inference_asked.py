@@ -8,7 +8,15 @@ import torch
 
 from cloudfarm.domain.generation import Generation, Message, Refusal, Sampling
 from cloudfarm.inference.asked import MAX_STOP_CHARACTERS, Prompts, check_sampling
-from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, gpu_memory_fraction, memory_bytes
+from cloudfarm.inference.memory import (
+    LEAST_CACHE_BYTES,
+    OWN_BYTES,
+    cpu_cache_bytes,
+    float32_bytes,
+    gpu_memory_fraction,
+    memory_bytes,
+    own_cache_bytes,
+)
 from cloudfarm.inference.transformers_engine import choose
 
 
@@ -28,12 +36,12 @@ class Letters:
         raise jinja2.TemplateError("the first turn must be the user's")
 
 
-def prompts(tokenizer=None, context=20):
-    return Prompts(tokenizer or Letters(), context, 300)
+def prompts(tokenizer=None, context=20, cache=None):
+    return Prompts(tokenizer or Letters(), context, 300, cache)
 
 
 def ask(prompt, **sampling):
-    return Generation(Sampling(**sampling), prompt=prompt)
+    return Generation(Sampling(**sampling), prompts=(prompt,))
 
 
 @pytest.mark.parametrize(
@@ -65,26 +73,43 @@ def test_the_rest_is_taken():
 
 
 def test_texts_tokens_and_conversations_become_tokens():
-    assert prompts().encode(ask("ab")) == [0, 97, 98]
-    assert prompts().encode(ask((5, 299))) == [5, 299]
+    assert prompts().encode(ask("ab")) == [[0, 97, 98]]
+    assert prompts().encode(ask((5, 299))) == [[5, 299]]
+    assert prompts().encode(Generation(Sampling(), prompts=("ab", (5,)))) == [[0, 97, 98], [5]]
     turns = (Message("user", "hi"),)
-    assert prompts().encode(Generation(Sampling(), turns)) == [ord(letter) for letter in "<user>hi"]
+    assert prompts().encode(Generation(Sampling(), turns)) == [[ord(letter) for letter in "<user>hi"]]
 
 
 def test_what_does_not_fit_into_the_context_is_refused():
-    assert prompts().encode(ask("x" * 18)) == [0] + [120] * 18
+    assert prompts().encode(ask("x" * 18)) == [[0] + [120] * 18]
     long = prompts().encode(ask("x" * 19))
     assert (long.code, long.param) == ("context_length_exceeded", "prompt")
     assert isinstance(prompts().encode(ask("x" * 9, max_tokens=10)), list)
     wide = prompts().encode(ask("x" * 9, max_tokens=11))
     assert (wide.code, wide.param) == ("context_length_exceeded", "max_tokens")
+    one_of_them = prompts().encode(Generation(Sampling(), prompts=("a", "x" * 19)))
+    assert (one_of_them.code, one_of_them.param) == ("context_length_exceeded", "prompt")
+    assert "the 20 of the prompt 1" in one_of_them.detail
     assert prompts().room([1] * 9, Sampling()) == 11
     assert prompts().room([1] * 9, Sampling(max_tokens=3)) == 3
+
+
+def test_what_the_engines_memory_can_never_hold_is_refused():
+    assert prompts(cache=60).encode(ask("x" * 9, max_tokens=10, choices=3)) == [[0] + [120] * 9]
+    wide = prompts(cache=60).encode(ask("x" * 9, max_tokens=10, choices=4))
+    assert (wide.code, wide.param) == ("context_length_exceeded", "max_tokens")
+    assert "maximum context length is 15 tokens with n=4" in wide.detail
+    long = prompts(cache=60).encode(ask("x" * 9, choices=6))
+    assert (long.code, long.param) == ("context_length_exceeded", "prompt")
+    assert prompts(cache=60).room([1] * 9, Sampling(choices=4)) == 6
+    assert prompts(cache=60).room([1] * 9, Sampling()) == 11
 
 
 def test_a_prompt_is_something_that_the_model_knows():
     for prompt in ((), (300,), (-1,)):
         assert prompts().encode(ask(prompt)).param == "prompt"
+    assert prompts().encode(Generation(Sampling())).param == "prompt"
+    assert "its own tokenizer" in prompts().encode(ask((300,))).detail
 
 
 def test_a_model_may_not_converse_or_not_so():
@@ -127,6 +152,12 @@ def test_memory_is_the_lease_nodes(tmp_path, monkeypatch):
     assert gpu_memory_fraction() == 1
     monkeypatch.setenv("CLOUDFARM_GPU_MEMORY_FRACTION", "0.25")
     assert gpu_memory_fraction() == 0.25
+
+
+def test_keys_and_values_get_what_is_left_of_the_leases_memory():
+    gib, small = 1 << 30, 540 << 20
+    assert own_cache_bytes(3 * gib, small) == 3 * gib - small - OWN_BYTES
+    assert own_cache_bytes(gib, small) == LEAST_CACHE_BYTES
 
 
 def test_vllm_gets_what_is_left_of_the_leases_memory_or_nothing(tmp_path):

@@ -136,12 +136,69 @@ async def test_what_is_not_said_is_openais_default(door: FrontDoor):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "wanted"), [("a b", "a b"), (["a b"], "a b"), ([5, 0, 70000], (5, 0, 70000))]
+    ("prompt", "wanted"),
+    [
+        ("a b", ("a b",)),
+        (["a b"], ("a b",)),
+        ([5, 0, 70000], ((5, 0, 70000),)),
+        (["a", "b c"], ("a", "b c")),
+        ([[1, 2], [3]], ((1, 2), (3,))),
+    ],
 )
 async def test_prompts(door: FrontDoor, prompt, wanted):
     assert (await ask(door, COMPLETIONS, prompt=prompt)).status_code == 200
     ((_, request),) = door.inference.generations
-    assert request.prompt == wanted
+    assert request.prompts == wanted
+
+
+async def test_several_prompts_are_one_request_with_the_choices_of_all(door: FrontDoor):
+    body = (await ask(door, COMPLETIONS, prompt=["a b", "c d e"], n=2)).json()
+    assert [(each["index"], each["text"]) for each in body["choices"]] == [
+        (0, "a b"),
+        (1, "a b"),
+        (2, "c d e"),
+        (3, "c d e"),
+    ]
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 14, "total_tokens": 19}
+    assert used(door) == (5, 14)
+
+
+async def test_several_prompts_as_a_stream(door: FrontDoor):
+    *found, last = await events(
+        door, COMPLETIONS, prompt=[[1, 2], [3]], n=2, stream_options={"include_usage": True}
+    )
+    choices = [each["choices"][0] for each in found]
+    texts = ["".join(each["text"] for each in choices if each["index"] == index) for index in range(4)]
+    assert texts == ["1 2", "1 2", "3", "3"]
+    assert sorted(each["index"] for each in choices if each["finish_reason"]) == [0, 1, 2, 3]
+    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 10, "total_tokens": 13}
+    assert used(door) == (3, 10)
+
+
+async def test_a_top_p_of_nothing_leaves_the_likeliest_token(door: FrontDoor):
+    assert (await ask(door, top_p=0, temperature=1.5)).status_code == 200
+    ((_, request),) = door.inference.generations
+    assert (request.sampling.temperature, request.sampling.top_p) == (0, 1)
+
+
+async def test_a_name_and_an_answer_without_a_text_are_taken(door: FrontDoor):
+    messages = [
+        {"role": "user", "name": "ann", "content": "hello"},
+        {"role": "assistant", "content": None},
+        {"role": "assistant"},
+        {"role": "user", "content": "go on"},
+    ]
+    assert (await ask(door, messages=messages)).status_code == 200
+    ((_, request),) = door.inference.generations
+    assert request.messages[:3] == (
+        Message("user", "hello"),
+        Message("assistant", ""),
+        Message("assistant", ""),
+    )
+
+
+async def test_as_many_choices_as_the_guide_says(door: FrontDoor):
+    assert len((await ask(door, n=8)).json()["choices"]) == 8
 
 
 # Streams

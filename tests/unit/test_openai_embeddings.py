@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from cloudfarm.domain.generation import ToEmbed
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_openai_error
 
@@ -42,6 +43,22 @@ async def test_numbers(door: FrontDoor, asked):
 async def test_base64_is_little_endian_floats(door: FrontDoor):
     (row,) = (await embed(door, input="wind", encoding_format="base64")).json()["data"]
     assert struct.unpack("<2f", base64.b64decode(row["embedding"])) == (4.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([1, 2, 3], ((1, 2, 3),)),
+        ([[1, 2], [3]], ((1, 2), (3,))),
+        ("wind", ("wind",)),
+        (["a", "b"], ("a", "b")),
+    ],
+)
+async def test_texts_may_be_given_as_tokens(door: FrontDoor, given, wanted):
+    answer = await embed(door, input=given, dimensions=2)
+    assert [row["embedding"][0] for row in answer.json()["data"]] == [float(len(each)) for each in wanted]
+    ((_, asked),) = door.inference.embedded
+    assert asked == ToEmbed(wanted, dimensions=2)
 
 
 async def test_a_model_that_writes_does_not_embed(door: FrontDoor):

@@ -34,7 +34,7 @@ UNSUPPORTED = {
         "web_search_options": {},
     },
     COMPLETIONS: {"logprobs": 0, "echo": True, "suffix": "x", "best_of": 2, "logit_bias": {"5": 1}},
-    EMBEDDINGS: {"dimensions": 64},
+    EMBEDDINGS: {},
 }
 NEUTRAL = {
     CHAT: {
@@ -105,7 +105,7 @@ async def send(door: FrontDoor, content: bytes | str, path: str = CHAT, kind: st
         ("temperature", 10**400),
         ("temperature", True),
         ("temperature", "1"),
-        ("top_p", 0),
+        ("top_p", -0.1),
         ("top_p", 1.1),
         ("presence_penalty", -2.1),
         ("frequency_penalty", 2.1),
@@ -136,8 +136,11 @@ async def test_values_that_can_never_be_right(door: FrontDoor, param, value):
     [
         (COMPLETIONS, "prompt", ""),
         (COMPLETIONS, "prompt", []),
-        (COMPLETIONS, "prompt", ["a", "b"]),
-        (COMPLETIONS, "prompt", [[1, 2]]),
+        (COMPLETIONS, "prompt", ["a", 1]),
+        (COMPLETIONS, "prompt", ["a", [1]]),
+        (COMPLETIONS, "prompt", [[1], []]),
+        (COMPLETIONS, "prompt", ["x"] * 65),
+        (COMPLETIONS, "prompt", [[1]] * 65),
         (COMPLETIONS, "prompt", [-1]),
         (COMPLETIONS, "prompt", [1.5]),
         (COMPLETIONS, "prompt", [True]),
@@ -146,14 +149,56 @@ async def test_values_that_can_never_be_right(door: FrontDoor, param, value):
         (EMBEDDINGS, "input", ""),
         (EMBEDDINGS, "input", []),
         (EMBEDDINGS, "input", ["a", ""]),
-        (EMBEDDINGS, "input", [1, 2]),
-        (EMBEDDINGS, "input", [[1]]),
+        (EMBEDDINGS, "input", [1, -2]),
+        (EMBEDDINGS, "input", [[1], []]),
+        (EMBEDDINGS, "input", [[1], "a"]),
+        (EMBEDDINGS, "input", [[1]] * 2049),
+        (EMBEDDINGS, "dimensions", 0),
+        (EMBEDDINGS, "dimensions", "2"),
         (EMBEDDINGS, "input", ["x"] * 2049),
         (EMBEDDINGS, "encoding_format", "int8"),
     ],
 )
 async def test_prompts_and_inputs_that_are_none(door: FrontDoor, path, param, value):
     assert_openai_error(await ask(door, path, **{param: value}), 400, "invalid_value", param=param)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        (EMBEDDINGS, {"input": ""}, "input: String should have at least 1 character"),
+        (EMBEDDINGS, {"input": ["a", ""]}, "input.1: String should have at least 1 character"),
+        (EMBEDDINGS, {"input": []}, "input: List should have at least 1 item after validation, not 0"),
+        (EMBEDDINGS, {"input": {}}, "input: Input should be a valid string; Input should be a valid list"),
+        (COMPLETIONS, {"prompt": [1, "a"]}, "prompt.1: Input should be a valid integer"),
+        (COMPLETIONS, {"prompt": ["a", 1]}, "prompt.1: Input should be a valid string"),
+        (COMPLETIONS, {"prompt": [[1], [2, -3]]}, "prompt.1.1: Input should be greater than or equal to 0"),
+        (CHAT, {"temperature": 3}, "temperature: Input should be less than or equal to 2"),
+        (
+            CHAT,
+            {"temperature": "1"},
+            "temperature: Input should be a valid integer; Input should be a valid number",
+        ),
+        (CHAT, {"stop": ["a", ""]}, "stop.1: String should have at least 1 character"),
+        (CHAT, {"messages": [1]}, "messages.0: Input should be an object"),
+        (CHAT, {"messages": [{"content": "x"}]}, "messages.0.role: Field required"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0.text: Field required",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x", "parts": []}]},
+            "messages.0.parts: this route has no such parameter",
+        ),
+        (CHAT, {"stream_options": 5}, "stream_options: Input should be an object"),
+    ],
+)
+async def test_the_reason_is_the_one_that_helps(door: FrontDoor, path, fields, message):
+    answer = await ask(door, path, **fields)
+    error = assert_openai_error(answer, 400, answer.json()["error"]["code"], param=next(iter(fields)))
+    assert error["message"] == message
 
 
 async def test_two_limits(door: FrontDoor):

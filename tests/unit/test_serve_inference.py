@@ -8,7 +8,7 @@ from ray.serve import context
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
-from cloudfarm.domain.generation import Generation, Piece, Sampling
+from cloudfarm.domain.generation import Generation, Piece, Sampling, ToEmbed
 from cloudfarm.errors import CloudfarmError, NoReplicaError, UnavailableError
 from cloudfarm.raylayer.serve_handles import Handles
 from cloudfarm.raylayer.serve_inference import ServeInference
@@ -48,12 +48,12 @@ def untold(_piece: Piece) -> None:
 
 
 async def generated(inference: ServeInference) -> object:
-    return await anext(inference.generate(APP, Generation(Sampling(), prompt="x"), untold))
+    return await anext(inference.generate(APP, Generation(Sampling(), prompts=("x",)), untold))
 
 
 ASK = {
     "call": lambda inference: inference.call(APP, {}, timeout_s=1),
-    "embed": lambda inference: inference.embed(APP, ["x"], untold),
+    "embed": lambda inference: inference.embed(APP, ToEmbed(("x",)), untold),
     "generate": generated,
 }
 

@@ -7,10 +7,12 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
+from cloudfarm.api.connections import GuardedProtocol, most_connections
 from cloudfarm.errors import UnavailableError
 
 KEEP_ALIVE_S = 75
 """Longer than the minute for which clients' pools keep connections, so that they close first."""
+HEAD_TIMEOUT_S = 30.0
 DRAIN_S = 10
 """How long answers that are under way at the end may still take."""
 
@@ -26,12 +28,25 @@ class Listener:
         address: of this machine.
         port: is listened on.
         max_message_bytes: the most that a client may send in one message of a WebSocket.
+        head_timeout_s: how long a client may take for a request's head.
+        most: how many connections there may be; None: as many as there are descriptors for.
     """
 
-    def __init__(self, app: FastAPI, address: str, port: int, *, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        address: str,
+        port: int,
+        *,
+        max_message_bytes: int,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+        most: int | None = None,
+    ) -> None:
         self._address, self._port = address, port
+        limits = {"head_timeout_s": head_timeout_s, "most": most_connections() if most is None else most}
         config = uvicorn.Config(
             app,
+            http=type("LimitedProtocol", (GuardedProtocol,), limits),  # uvicorn makes one for each connection
             lifespan="on",
             log_config=None,
             access_log=False,

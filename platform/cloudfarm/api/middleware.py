@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloudfarm.api.problem import TooSlowError, problem_response
-from cloudfarm.errors import CloudfarmError, TooLargeError
+from cloudfarm.errors import CloudfarmError, TooLargeError, UnavailableError
 from cloudfarm.usecases.access import quoted
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ Ray's own client refuses to send more than this.
 """
 BODY_TIMEOUT_S = 120.0
 """How long a client may take to send a body that is not a package: an open one costs memory."""
+MAX_BYTES_OF_ALL = 256 * 1024**2
+"""How much all bodies that are being read may have together, at least one that is as large as it may be."""
 ASKED_METHOD = "cloudfarm.method"
 """Where a request's scope has the method that was asked for, if another one is answered."""
 SECURITY_HEADERS = {
@@ -81,12 +83,24 @@ class Boundary:
 class BodyLimit:
     """Reads each body up to a limit before anything else looks at it, its length announced or not.
 
+    No key was checked yet, so there is a limit for all bodies together, too: beyond it clients are told to try again.
     Uploads that are streamed have their own limit and are passed through.
+
+    Args:
+        app: gets the bodies whole.
+        max_bytes: of one body.
+        max_bytes_of_all: of all that are being read.
+        streamed_prefix: of the paths of uploads.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, streamed_prefix: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, max_bytes_of_all: int = MAX_BYTES_OF_ALL, streamed_prefix: str
+    ) -> None:
         self._app = app
+        self.held_bytes = 0
+        """Of bodies that are being read."""
         self._max_bytes = max_bytes
+        self._max_bytes_of_all = max(max_bytes, max_bytes_of_all)
         self._streamed_prefix = streamed_prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,22 +113,9 @@ class BodyLimit:
         if scope["type"] != "http" or streamed:
             await self._app(scope, receive, send)
             return
-        body = bytearray()
-        size = 0
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for chunk in body_of(receive):
-                    size += len(chunk)
-                    if size <= self._max_bytes:
-                        body += chunk
-                    elif size > self._max_bytes + MAX_DRAIN_BYTES:
-                        break
-        except TimeoutError:
-            slow = TooSlowError(f"the body was not there after {BODY_TIMEOUT_S:g} s")
-            await problem_response(HTTPConnection(scope), slow)(scope, receive, send)
-            return
-        if size > self._max_bytes:
-            error = TooLargeError(f"the body is over {self._max_bytes} bytes", max_bytes=self._max_bytes)
+            body = await self._read(receive)
+        except CloudfarmError as error:
             await problem_response(HTTPConnection(scope), error)(scope, receive, send)
             return
         replayed = False
@@ -124,9 +125,41 @@ class BodyLimit:
             if replayed:
                 return await receive()
             replayed = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, receive_again, send)
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        size = 0
+        refused: CloudfarmError | None = None
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in body_of(receive):
+                    size += len(chunk)
+                    if size > self._max_bytes:
+                        refused = TooLargeError(
+                            f"the body is over {self._max_bytes} bytes", max_bytes=self._max_bytes
+                        )
+                    elif refused is None and self.held_bytes + len(chunk) > self._max_bytes_of_all:
+                        refused = UnavailableError(
+                            "the farm reads as many bodies as it can just now", retry_after_s=1
+                        )
+                    if refused is None:
+                        body += chunk
+                        self.held_bytes += len(chunk)
+                        continue
+                    self.held_bytes -= len(body)
+                    body.clear()  # the rest is thrown away as it comes
+                    if size > self._max_bytes + MAX_DRAIN_BYTES:
+                        break
+        except TimeoutError:
+            raise TooSlowError(f"the body was not there after {BODY_TIMEOUT_S:g} s") from None
+        finally:
+            self.held_bytes -= len(body)
+        if refused is not None:
+            raise refused
+        return bytes(body)
 
 
 class ClientGoneError(Exception):

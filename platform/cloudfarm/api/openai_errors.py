@@ -20,6 +20,14 @@ _PYDANTIC_CODES = {
     "extra_forbidden": "unknown_parameter",
     "missing": "missing_required_parameter",
 }
+_NO_OBJECT = "Input should be an object"
+_PYDANTIC_TEXTS = {
+    "extra_forbidden": "this route has no such parameter",
+    "model_type": _NO_OBJECT,
+    "model_attributes_type": _NO_OBJECT,
+    "dict_type": _NO_OBJECT,
+}
+"""Where pydantic's own text speaks of Python."""
 _SERVER_ERROR = 500
 _MAX_TEXT = 200
 
@@ -60,24 +68,48 @@ def error_body(error: CloudfarmError) -> dict[str, Any]:
     return {"error": {**data, "message": error.detail, "type": kind, "param": param, "code": code}}
 
 
-def from_validation(errors: Sequence[Mapping[str, Any]]) -> InvalidInputError:
-    """Return pydantic's findings as one of ours: the first member that is wrong, and what all say about it."""
+def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> InvalidInputError:
+    """Return pydantic's findings about a body as one of ours: about the first member that is wrong, what helps most."""
     first = errors[0]
-    raised = first.get("ctx", {}).get("error")
-    member = "" if first["type"] == "json_invalid" else "".join(str(place) for place in first["loc"][1:2])
-    code = _PYDANTIC_CODES.get(first["type"], "invalid_value")
-    if isinstance(raised, ParameterError):
-        code, member = raised.code, raised.param or member
-    param = ascii(member[:_MAX_TEXT])[1:-1]
-    if code == "unknown_parameter":
-        text = "this route has no such parameter"
-    else:
-        about = [each for each in errors if each["loc"][1:2] == first["loc"][1:2]]
-        text = "; ".join(dict.fromkeys(_said(each) for each in about))[:_MAX_TEXT]
-    return InvalidInputError(f"{param or 'the body'}: {text}", param=param or None, openai_code=code)
+    if first["type"] == "json_invalid":  # its location is one in the text
+        return InvalidInputError(f"the body: {first['msg']}", param=None, openai_code="invalid_value")
+    member = first["loc"][1:2]
+    found = [_Finding(each, body) for each in errors if each["loc"][1:2] == member]
+    best = max(found, key=_Finding.rank)
+    alike = [each for each in found if each.rank() == best.rank()]
+    text = "; ".join(dict.fromkeys(each.text for each in alike))[:_MAX_TEXT]
+    place = best.param or ".".join(map(str, best.place))
+    shown = ascii(place[:_MAX_TEXT])[1:-1] or "the body"
+    param = ascii((best.param or "".join(member))[:_MAX_TEXT])[1:-1] or None
+    return InvalidInputError(f"{shown}: {text}", param=param, openai_code=best.code)
 
 
-def _said(error: Mapping[str, Any]) -> str:
-    where = ascii(".".join(str(place) for place in error["loc"][2:]))[1:-1]
-    said = error.get("ctx", {}).get("error", error["msg"])
-    return f"{where}: {said}" if where else str(said)
+class _Finding:
+    """One of pydantic's findings. Of a union there is one about each branch, and most of them are beside the point."""
+
+    def __init__(self, error: Mapping[str, Any], body: Any) -> None:
+        kind = error["type"]
+        raised = error.get("ctx", {}).get("error")
+        self.place = _place(error["loc"][1:], body, missing=kind == "missing")
+        self.text = _PYDANTIC_TEXTS.get(kind, error["msg"]) if raised is None else str(raised)
+        self.code = _PYDANTIC_CODES.get(kind, "invalid_value")
+        self.param = None
+        if isinstance(raised, ParameterError):
+            self.code, self.param = raised.code, raised.param
+        self._is_of_fit = not kind.endswith("_type")
+        """Whether the value is of the type that the branch takes."""
+
+    def rank(self) -> tuple[bool, int, tuple[str | int, ...]]:
+        """Return what is greater the more it tells: of the branch that fits, or else goes furthest, is the mistake."""
+        return self._is_of_fit, len(self.place), self.place
+
+
+def _place(loc: Sequence[str | int], value: Any, *, missing: bool) -> tuple[str | int, ...]:
+    """Return the members and indices of a location, without what pydantic calls the branches of unions in it."""
+    found = []
+    for part in loc[:-1] if missing else loc:
+        is_member = isinstance(value, dict) and part in value
+        if is_member or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            value = value[part]
+            found.append(part)
+    return (*found, *(loc[-1:] if missing else ()))

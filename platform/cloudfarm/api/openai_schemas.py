@@ -3,8 +3,7 @@
 What it does not do is refused, not ignored, unless it is asked for in a way that changes nothing (``tools: null``).
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,11 +20,12 @@ from pydantic import (
 )
 
 from cloudfarm.api.openai_errors import ParameterError
-from cloudfarm.domain.generation import Generation, Message, Sampling
+from cloudfarm.domain.generation import Generation, Message, Sampling, ToEmbed
 
 MAX_MEMBERS = 64
 MAX_MESSAGES = 2048
 MAX_PARTS = 256
+MAX_PROMPTS = 64
 MAX_PROMPT_TOKENS = 1 << 17
 MAX_INPUTS = 2048
 MAX_TOKENS = 1 << 20
@@ -63,10 +63,12 @@ def _encodable(text: str) -> str:
 
 Number = StrictInt | StrictFloat
 Text = Annotated[StrictStr, AfterValidator(_encodable)]
-SomeText = Annotated[Text, Field(min_length=1)]
-Name = Annotated[Text, Field(min_length=1, max_length=300)]
-Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
+# Lengths come before the other check: pydantic then speaks of characters, and not of items.
+SomeText = Annotated[StrictStr, Field(min_length=1), AfterValidator(_encodable)]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=300), AfterValidator(_encodable)]
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000), AfterValidator(_encodable)]
 TokenId = Annotated[StrictInt, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
 
 
 class Part(BaseModel):
@@ -101,7 +103,7 @@ class SampledBody(OpenAiBody):
 
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=8)] | None = None
@@ -120,7 +122,7 @@ class SampledBody(OpenAiBody):
 
     @property
     def choices(self) -> int:
-        """How many answers are wanted."""
+        """How many answers are wanted, to all prompts together."""
         return self.n or 1
 
     @property
@@ -132,15 +134,17 @@ class SampledBody(OpenAiBody):
         def given(value: float | None, default: float) -> float:
             return default if value is None else float(value)
 
+        # The likeliest token belongs to any part of the tokens: of none at all it is what is left.
+        greedy = self.top_p == 0
         return Sampling(
             max_tokens=max_tokens,
-            temperature=given(self.temperature, 1.0),
-            top_p=given(self.top_p, 1.0),
+            temperature=0.0 if greedy else given(self.temperature, 1.0),
+            top_p=1.0 if greedy else given(self.top_p, 1.0),
             presence_penalty=given(self.presence_penalty, 0.0),
             frequency_penalty=given(self.frequency_penalty, 0.0),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             seed=self.seed,
-            choices=self.choices,
+            choices=self.n or 1,
             ignore_eos=bool(self.ignore_eos),
         )
 
@@ -156,19 +160,27 @@ class ChatMessage(Part):
     """A turn of a conversation; also as the client's library writes down an answer of ours."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
-    name: Annotated[Any, Only()] = None
+    content: (
+        Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)] | None
+    ) = None
+    name: Text | None = Field(None, description="Accepted; the models' templates have no place for it.")
     refusal: Annotated[Any, Only()] = None
     annotations: Annotated[Any, Only([])] = None
     audio: Annotated[Any, Only()] = None
     tool_calls: Annotated[Any, Only([])] = None
     function_call: Annotated[Any, Only()] = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ParameterError("content is missing: only an assistant's may be null")
+        return self
+
     def message(self) -> Message:
         """Return it in the farm's words; ``developer`` is what newer clients call ``system``."""
         role = "system" if self.role == "developer" else self.role
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role, text)
+        said = self.content or ""
+        return Message(role, said if isinstance(said, str) else "".join(part.text for part in said))
 
 
 class ChatBody(SampledBody):
@@ -215,41 +227,53 @@ class ChatBody(SampledBody):
 
 
 class CompletionBody(SampledBody):
-    """``POST /v1/completions``: one prompt, as text or as token ids."""
+    """``POST /v1/completions``: one prompt or several, as text or as token ids."""
 
     prompt: (
         SomeText
-        | Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
-        | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=1)]
+        | TokenIds
+        | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     )
     best_of: Annotated[Any, Only(1)] = None
     echo: Annotated[Any, Only(False)] = None
     logprobs: Annotated[Any, Only()] = None
     suffix: Annotated[Any, Only("")] = None
 
+    @property
+    def choices(self) -> int:
+        """How many answers are wanted, to all prompts together."""
+        return (self.n or 1) * len(_texts(self.prompt))
+
     def generation(self) -> Generation:
         """Return the request in the farm's words."""
         most = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return Generation(self._sampling(most), prompt=_prompt(self.prompt))
+        return Generation(self._sampling(most), prompts=_texts(self.prompt))
 
 
 class EmbeddingBody(OpenAiBody):
     """``POST /v1/embeddings``."""
 
-    input: SomeText | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
+    input: (
+        SomeText
+        | TokenIds
+        | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
+    )
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[Any, Only()] = None
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
 
-    @property
-    def texts(self) -> Sequence[str]:
-        """The texts to embed."""
-        return [self.input] if isinstance(self.input, str) else self.input
+    def request(self) -> ToEmbed:
+        """Return the request in the farm's words."""
+        return ToEmbed(_texts(self.input), self.dimensions)
 
 
-def _prompt(prompt: str | Sequence[int] | Sequence[str]) -> str | tuple[int, ...]:
-    if isinstance(prompt, str):
-        return prompt
-    match prompt:
-        case [str() as text]:
-            return text
-    return tuple(int(token) for token in prompt)
+def _texts(given: str | list[int] | list[str] | list[list[int]]) -> tuple[str | tuple[int, ...], ...]:
+    """Return one text or many, whichever was given."""
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given[0], int):
+        return (tuple(given),)
+    return tuple(
+        each if isinstance(each, str) else tuple(each) for each in cast("list[str | list[int]]", given)
+    )

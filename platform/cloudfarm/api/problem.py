@@ -104,12 +104,10 @@ def install_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
-        read = (
-            openai_errors.from_validation
-            if openai_errors.is_openai(request.scope["path"])
-            else from_validation
-        )
-        return problem_response(request, read(error.errors()))
+        found = error.errors()
+        if openai_errors.is_openai(request.scope["path"]):
+            return problem_response(request, openai_errors.from_validation(found, error.body))
+        return problem_response(request, from_validation(found))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+Text = str | tuple[int, ...]
+"""A text, or the ids of its tokens: the model's own, put before it as they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -46,18 +49,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request: the conversation to go on with, or else the text."""
+    """A request: the conversation to go on with, or else texts."""
 
     sampling: Sampling
     messages: tuple[Message, ...] = ()
-    prompt: str | tuple[int, ...] = ""
-    """Text, or token ids."""
+    prompts: tuple[Text, ...] = ()
+    """Each is gone on with by itself."""
     adapter: Adapter | None = None
 
     @property
     def size(self) -> int:
         """How long what is to go on with is, in characters or tokens."""
-        return len(self.prompt) + sum(len(each.role) + len(each.content) for each in self.messages)
+        return sum(map(len, self.prompts)) + sum(len(each.role) + len(each.content) for each in self.messages)
 
     def most_tokens(self, context_tokens: int) -> int:
         """Return how many tokens it may use at most, read and made.
@@ -79,14 +82,23 @@ class Piece:
     """A part of the answer to a :class:`Generation`."""
 
     index: int = 0
-    """Which choice."""
+    """Which choice; those of the first prompt come first, and then those of the next."""
     text: str = ""
     tokens: int = 0
     """Tokens generated for this piece; the sum over all pieces is what is charged, whatever text they gave."""
     prompt_tokens: int = 0
-    """Of the whole request; in the first piece only, which comes before or with the first token."""
+    """Of a whole prompt; in its first piece only, which comes before or with the first token."""
     finish_reason: str | None = None
     """``stop`` or ``length``, in the last piece of the choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToEmbed:
+    """A request for vectors."""
+
+    texts: tuple[Text, ...]
+    dimensions: int | None = None
+    """What the caller takes the model to have, if it says so."""
 
 
 @dataclass(frozen=True, slots=True)

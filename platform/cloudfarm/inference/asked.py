@@ -1,11 +1,12 @@
 """What is asked of a language model: checked, and put into tokens."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 
-from cloudfarm.domain.generation import Generation, Refusal, Sampling
+from cloudfarm.domain.generation import Generation, Refusal, Sampling, Text
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
@@ -44,41 +45,64 @@ class Prompts:
         tokenizer: the model's, as transformers loads it.
         context_tokens: the most that prompt and answer may have together.
         vocabulary: how many tokens the model knows.
+        cache_tokens: the most that all choices may have together; None: any number.
     """
 
-    def __init__(self, tokenizer: Any, context_tokens: int, vocabulary: int) -> None:
+    def __init__(
+        self, tokenizer: Any, context_tokens: int, vocabulary: int, cache_tokens: int | None
+    ) -> None:
         self._tokenizer = tokenizer
         self._context = context_tokens
         self._vocabulary = vocabulary
+        self._cache = cache_tokens
 
-    def encode(self, request: Generation) -> list[int] | Refusal:
-        """Return the prompt's tokens, or why they cannot be answered."""
-        param = "messages" if request.messages else "prompt"
-        tokens = self._conversation(request) if request.messages else self._text(request.prompt)
-        if isinstance(tokens, Refusal):
-            return tokens
+    def encode(self, request: Generation) -> list[list[int]] | Refusal:
+        """Return the tokens of each prompt, or why they cannot be answered."""
+        if request.messages:
+            given = [("messages", self._conversation(request))]
+        elif len(request.prompts) == 1:
+            given = [("prompt", self._text(request.prompts[0]))]
+        else:
+            given = [(f"prompt {place}", self._text(each)) for place, each in enumerate(request.prompts)]
+        found: list[list[int]] = []
+        for name, tokens in given:
+            if isinstance(tokens, Refusal):
+                return tokens
+            if refusal := self._lacks_room(name, tokens, request.sampling):
+                return refusal
+            found.append(tokens)
+        return found or Refusal("there is no prompt", "prompt")
+
+    def _lacks_room(self, name: str, tokens: list[int], sampling: Sampling) -> Refusal | None:
+        param = name.split(maxsplit=1)[0]
         if not tokens:
-            return Refusal("the prompt is empty", param)
-        if len(tokens) >= self._context:
+            return Refusal(f"the {name} is empty", param)
+        most = self._most(sampling)
+        shown = f"{most} tokens" if most == self._context else f"{most} tokens with n={sampling.choices}"
+        if len(tokens) >= most:
             return Refusal(
-                f"This model's maximum context length is {self._context} tokens, and the {param} have {len(tokens)}: "
+                f"This model's maximum context length is {shown}: with the {len(tokens)} of the {name} "
                 "there is no room for an answer.",
                 param,
                 "context_length_exceeded",
             )
-        wanted = request.sampling.max_tokens
-        if wanted is not None and len(tokens) + wanted > self._context:
+        wanted = sampling.max_tokens
+        if wanted is not None and len(tokens) + wanted > most:
             return Refusal(
-                f"This model's maximum context length is {self._context} tokens, but {len(tokens) + wanted} were "
-                f"asked for ({len(tokens)} in the {param}, {wanted} for the answer).",
+                f"This model's maximum context length is {shown}, but {len(tokens) + wanted} were "
+                f"asked for ({len(tokens)} in the {name}, {wanted} for the answer).",
                 "max_tokens",
                 "context_length_exceeded",
             )
-        return tokens
+        return None
 
     def room(self, prompt: list[int], sampling: Sampling) -> int:
         """Return how many tokens each choice may have."""
-        return sampling.max_tokens or self._context - len(prompt)
+        return sampling.max_tokens or self._most(sampling) - len(prompt)
+
+    def _most(self, sampling: Sampling) -> int:
+        """Return how many tokens a prompt and one of its choices may have."""
+        return self._context if self._cache is None else min(self._context, self._cache // sampling.choices)
 
     def _conversation(self, request: Generation) -> list[int] | Refusal:
         if not getattr(self._tokenizer, "chat_template", None):
@@ -92,9 +116,22 @@ class Prompts:
             return Refusal(f"the model's chat template does not take these messages: {refused}", "messages")
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _text(self, prompt: str | tuple[int, ...]) -> list[int] | Refusal:
+    def _text(self, prompt: Text) -> list[int] | Refusal:
         if isinstance(prompt, str):
             return list(self._tokenizer.encode(prompt))
-        if all(0 <= token < self._vocabulary for token in prompt):
-            return list(prompt)
-        return Refusal(f"a token is less than 0 or not less than {self._vocabulary}", "prompt")
+        return (
+            Refusal(unknown, "prompt")
+            if (unknown := unknown_token(prompt, self._vocabulary))
+            else list(prompt)
+        )
+
+
+def unknown_token(tokens: Sequence[int], vocabulary: int) -> str | None:
+    """Return what is wrong if not all of these tokens are a model's."""
+    wrong = next((each for each in tokens if not 0 <= each < vocabulary), None)
+    if wrong is None:
+        return None
+    return (
+        f"{wrong} is no token of this model, which has {vocabulary}: tokens must come from its own tokenizer; "
+        "if yours is another model's (LangChain: check_embedding_ctx_length=False sends texts), send the text"
+    )

@@ -10,23 +10,27 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import transformers
 
 from cloudfarm.domain.bundles import CAUSAL_LM
-from cloudfarm.domain.generation import Generation, Piece, Refusal
+from cloudfarm.domain.generation import Generation, Piece, Refusal, Sampling, ToEmbed
 from cloudfarm.errors import NotFoundError
 from cloudfarm.inference.adapters import Adapters
 from cloudfarm.inference.asked import Prompts, check_sampling
-from cloudfarm.inference.engine import EngineName, open_engine
+from cloudfarm.inference.engine import EngineName, LocalAdapter, open_engine
 from cloudfarm.inference.plain_errors import told_plainly
+from cloudfarm.inference.together import together
 from cloudfarm.training.bundle import BundleError, Manifest
 from cloudfarm.training.hf_folder import CausalLmSpec, fetch_bundle
 
 SHORT = 4000
 """Characters that are put into tokens before another thread would have begun to."""
+AT_ONCE = 16
+"""Prompts of one request that an engine has at once: the others' requests are to have their turn, too."""
 
 
 class Courier(Protocol):
@@ -76,7 +80,8 @@ class Completions:
         except BaseException:
             shutil.rmtree(self._folder)
             raise
-        self._prompts = Prompts(tokenizer, self._engine.context_tokens, self._engine.vocabulary)
+        held = self._engine
+        self._prompts = Prompts(tokenizer, held.context_tokens, held.vocabulary, held.cache_tokens)
 
     async def generate(self, request: Generation) -> AsyncGenerator[Piece | Refusal]:
         """Answer one request: pieces, or one refusal and nothing else. Closing the generator ends the work."""
@@ -85,20 +90,33 @@ class Completions:
             yield refusal
             return
         if request.size <= SHORT:
-            prompt = self._prompts.encode(request)
+            prompts = self._prompts.encode(request)
         else:
-            prompt = await asyncio.to_thread(self._prompts.encode, request)  # seconds, for megabytes of text
-        if isinstance(prompt, Refusal):
-            yield prompt
+            prompts = await asyncio.to_thread(self._prompts.encode, request)  # seconds, for megabytes of text
+        if isinstance(prompts, Refusal):
+            yield prompts
             return
         try:
             async with self._adapters.held(request.adapter) as adapter:
-                room = self._prompts.room(prompt, request.sampling)
-                async with aclosing(self._engine.generate(prompt, request.sampling, room, adapter)) as pieces:
+                answers = [
+                    self._answer(place, prompt, request.sampling, adapter)
+                    for place, prompt in enumerate(prompts)
+                ]
+                async with aclosing(
+                    answers[0] if len(answers) == 1 else together(answers, AT_ONCE)
+                ) as pieces:
                     async for piece in pieces:
                         yield piece
         except (BundleError, NotFoundError) as bad:
             yield Refusal(f"the adapter cannot be served: {bad.detail}", "model")
+
+    async def _answer(
+        self, place: int, prompt: list[int], sampling: Sampling, adapter: LocalAdapter | None
+    ) -> AsyncGenerator[Piece]:
+        room = self._prompts.room(prompt, sampling)
+        async with aclosing(self._engine.generate(prompt, sampling, room, adapter)) as pieces:
+            async for piece in pieces:
+                yield replace(piece, index=place * sampling.choices + piece.index) if place else piece
 
     async def post(self, request: Generation, courier: Courier) -> AsyncGenerator[Refusal]:
         """Answer one request piece by piece through a courier; yield a refusal or nothing. Closing it ends the work."""
@@ -115,7 +133,7 @@ class Completions:
                 await courier.stop()  # also of an answer that nobody reads any more what was made is paid
                 raise
 
-    async def embed(self, texts: list[str]) -> AsyncGenerator[Refusal]:  # noqa: ARG002 - as services for embeddings
+    async def embed(self, request: ToEmbed) -> AsyncGenerator[Refusal]:  # noqa: ARG002 - as services for embeddings
         """Refuse: this model generates."""
         yield Refusal(f"{self._manifest.name} generates text; it makes no embeddings", "model")
 

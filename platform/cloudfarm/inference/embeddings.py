@@ -6,7 +6,7 @@ before it.
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from cloudfarm.domain.bundles import TEXT_EMBEDDING
-from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, Text, ToEmbed
+from cloudfarm.inference.asked import unknown_token
 from cloudfarm.inference.completions import card, fetch_model, scratch_folder
 from cloudfarm.inference.plain_errors import told_plainly
 from cloudfarm.training.bundle import BundleError
@@ -58,13 +59,23 @@ class Embedder:
             )
         finally:
             shutil.rmtree(folder)  # all of it is in memory now
+        self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         size = self._model.config.hidden_size
         if size != self._spec.dimensions:
             raise BundleError(f"{model_uri} has {size} dimensions, and its spec says {self._spec.dimensions}")
         self._one = ThreadPoolExecutor(1, thread_name_prefix="embedder")
 
-    async def embed(self, texts: list[str]) -> AsyncGenerator[Piece | Embeddings | Refusal]:
-        """Yield how many tokens the texts have, and then a vector for each; or a refusal. Closing it ends the work."""
+    async def embed(self, request: ToEmbed) -> AsyncGenerator[Piece | Embeddings | Refusal]:
+        """Yield how many tokens the texts have, and then a vector for each; or a refusal. Closing it ends the work.
+
+        Tokens are taken as they are: none are put before or behind them.
+        """
+        texts = request.texts
+        if request.dimensions not in (None, self._spec.dimensions):
+            yield Refusal(
+                f"this model's vectors have {self._spec.dimensions} dimensions, no other number", "dimensions"
+            )
+            return
         if not 0 < len(texts) <= MAX_TEXTS or not all(texts):
             yield Refusal(f"input must be 1 to {MAX_TEXTS} texts, none of them empty", "input")
             return
@@ -107,9 +118,13 @@ class Embedder:
         """Have a piece of work done in the thread; after each the other requests have their turn."""
         return await asyncio.get_running_loop().run_in_executor(self._one, work, given)
 
-    def _tokens(self, texts: list[str]) -> list[list[int]] | Refusal:
-        tokens: list[list[int]] = self._tokenizer(texts)["input_ids"]
+    def _tokens(self, texts: Sequence[Text]) -> list[list[int]] | Refusal:
+        words = [each for each in texts if isinstance(each, str)]
+        encoded = iter(self._tokenizer(words)["input_ids"] if words else ())
+        tokens: list[list[int]] = [next(encoded) if isinstance(each, str) else list(each) for each in texts]
         for place, each in enumerate(tokens):
+            if unknown := unknown_token(each, self._vocabulary):
+                return Refusal(f"input {place}: {unknown}", "input")
             if len(each) > self._spec.max_tokens:
                 return Refusal(
                     f"This model's maximum context length is {self._spec.max_tokens} tokens, and input {place} has "

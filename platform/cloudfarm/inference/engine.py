@@ -12,7 +12,13 @@ import torch
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.inference.gpu_cache import arrays_of, gpu_cache_bytes
-from cloudfarm.inference.memory import cpu_cache_bytes, float32_bytes, gpu_memory_fraction, memory_bytes
+from cloudfarm.inference.memory import (
+    cpu_cache_bytes,
+    float32_bytes,
+    gpu_memory_fraction,
+    memory_bytes,
+    own_cache_bytes,
+)
 from cloudfarm.training.hf_folder import MAX_RANK
 
 GPU_PART = 0.9
@@ -39,6 +45,11 @@ class Engine(Protocol):
     context_tokens: int
     """The most that a prompt and its answer may have together: the model's, or less where memory is short."""
     vocabulary: int
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """How many tokens, prompt and answer, all choices of a request may have together; None: any number."""
+        ...
 
     def generate(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, adapter: LocalAdapter | None
@@ -91,7 +102,8 @@ def open_engine(folder: Path, context_tokens: int, name: EngineName | None = Non
         return VllmEngine(folder, context_tokens, device, cache)
     from cloudfarm.inference.transformers_engine import TransformersEngine  # noqa: PLC0415
 
-    return TransformersEngine(folder, context_tokens)
+    own = None if device == "cuda" else own_cache_bytes(memory_bytes(), float32_bytes(folder))
+    return TransformersEngine(folder, context_tokens, own)
 
 
 def _cache(folder: Path, device: Device) -> tuple[int | None, bool]:

@@ -1,13 +1,14 @@
 """The engine for where vLLM is not installed: transformers, a token of each request in turn, no batches.
 
 One thread works: it takes the requests in turn and gives each of their answers its next token, so a long answer does
-not keep the others waiting. More of them at once are not faster than one after another.
+not keep the others waiting. More of them at once are not faster than one after another. A request begins when the keys
+and values that it may come to need have room beside those of the others.
 """
 
 import asyncio
 import copy
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,11 @@ from peft import LoraConfig, PeftModel
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.engine import LocalAdapter
+from cloudfarm.inference.memory import own_gpu_cache_bytes
 from cloudfarm.inference.text_stream import TextStream
+from cloudfarm.inference.turns import Turns
 from cloudfarm.training.bundle import BundleError
 
-MAX_TURNS = 8
-"""Requests that are answered in turn; others wait."""
 MAX_ADAPTERS = 8
 """Adapters in memory."""
 _UNKNOWN = 0
@@ -58,15 +59,26 @@ class _Request:
     choices: list[_Choice] | None = None
     """Those still being answered; None before the prompt was read."""
 
+    @property
+    def tokens(self) -> int:
+        """For how many tokens it may come to need keys and values; each choice has its own of the prompt, too."""
+        return (len(self.prompt) + self.max_tokens) * self.sampling.choices
+
     def put(self, item: Piece | Exception | None) -> None:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.out.put_nowait, item)
 
 
 class TransformersEngine:
-    """A model of a Hugging Face folder (:class:`~cloudfarm.inference.engine.Engine`)."""
+    """A model of a Hugging Face folder (:class:`~cloudfarm.inference.engine.Engine`).
 
-    def __init__(self, folder: Path, context_tokens: int) -> None:
+    Args:
+        folder: the model.
+        context_tokens: the most that the model takes.
+        cache_bytes: for keys and values on a CPU; None where there is a GPU.
+    """
+
+    def __init__(self, folder: Path, context_tokens: int, cache_bytes: int | None) -> None:
         transformers.utils.logging.disable_progress_bar()  # a replica's log is no terminal
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = (
@@ -81,7 +93,6 @@ class TransformersEngine:
             .eval()
         )
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.context_tokens = context_tokens
         self.vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         ends = self._model.generation_config.eos_token_id
         self._ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -90,8 +101,11 @@ class TransformersEngine:
         """Numbers of the adapters in memory, the longest unused first."""
         self._active: int | None = None
         """The number of the adapter that is in effect."""
-        self._waiting: deque[_Request] = deque()
-        self._turns: deque[_Request] = deque()
+        if cache_bytes is None:
+            cache_bytes = own_gpu_cache_bytes()
+        self.cache_tokens = max(2, cache_bytes // self._bytes_per_token())
+        self.context_tokens = min(context_tokens, self.cache_tokens)
+        self._turns: Turns[_Request] = Turns(self.cache_tokens)
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="transformers-engine", daemon=True)
@@ -103,7 +117,7 @@ class TransformersEngine:
         """Answer, as the port says."""
         request = _Request(prompt, sampling, max_tokens, adapter, asyncio.get_running_loop())
         with self._changed:
-            self._waiting.append(request)
+            self._turns.waiting.append(request)
             self._changed.notify()
         try:
             while (item := await request.out.get()) is not None:
@@ -116,7 +130,7 @@ class TransformersEngine:
     def running(self) -> int:
         """Return how many requests are being answered or wait for their turn."""
         with self._changed:
-            return len(self._turns) + len(self._waiting)
+            return len(self._turns)
 
     def check(self) -> None:
         """Raise if the thread has ended."""
@@ -148,21 +162,21 @@ class TransformersEngine:
                 done = True
             with self._changed:
                 # It stays the first one until now, so that running() counts it.
-                self._turns.popleft()
+                self._turns.running.popleft()
                 if not done:
-                    self._turns.append(request)
+                    self._turns.running.append(request)
 
     def _next(self) -> _Request | None:
         """Return the request whose turn it is, when there is one; None when the engine is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._turns or self._waiting)
-            if self._closed:
-                for request in (*self._turns, *self._waiting):
-                    request.put(UnavailableError("the engine was closed"))
-                return None
-            while self._waiting and len(self._turns) < MAX_TURNS:
-                self._turns.append(self._waiting.popleft())
-            return self._turns[0]
+            while not self._closed:
+                self._turns.begin()
+                if self._turns.running:
+                    return self._turns.running[0]
+                self._changed.wait()
+            for request in (*self._turns.running, *self._turns.waiting):
+                request.put(UnavailableError("the engine was closed"))
+            return None
 
     def _advance(self, request: _Request) -> bool:
         """Read the request's prompt, or give each of its answers a token; say whether all are finished."""
@@ -180,9 +194,10 @@ class TransformersEngine:
         return not request.choices
 
     def _begin(self, request: _Request) -> list[_Choice]:
+        # First: whoever leaves while the prompt is read is charged for it.
+        request.put(Piece(prompt_tokens=len(request.prompt)))
         cache: Any = transformers.DynamicCache(config=self._model.config)
         logits = self._forward(list(request.prompt), cache)
-        request.put(Piece(prompt_tokens=len(request.prompt)))
         choices = []
         for index in range(request.sampling.choices):
             generator = None
@@ -222,6 +237,13 @@ class TransformersEngine:
             out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits: torch.Tensor = out.logits[0, -1].float()
         return logits
+
+    def _bytes_per_token(self) -> int:
+        """Return what keys and values take; by doing it, as the models' configurations name it in many ways."""
+        cache: Any = transformers.DynamicCache(config=self._model.config)
+        self._forward([0], cache)
+        kept = (each for layer in cache.layers for each in vars(layer).values())
+        return sum(each.nbytes for each in kept if isinstance(each, torch.Tensor))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -19,7 +19,7 @@ from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
 from cloudfarm.inference.engine import GPU_PART, MAX_ADAPTERS, Device, LocalAdapter
 from cloudfarm.inference.keeper import Keeper
-from cloudfarm.inference.memory import gpu_memory_fraction
+from cloudfarm.inference.memory import GPU_PART, gpu_memory_fraction
 from cloudfarm.training.bundle import BundleError
 from cloudfarm.training.hf_folder import MAX_RANK
 
@@ -90,6 +90,7 @@ class VllmEngine:
         self._keeper = Keeper(_with_those_below(set(multiprocessing.active_children()) - others))
         config = self._engine.model_config
         self.context_tokens = min(context_tokens, config.max_model_len)
+        self.cache_tokens = None
         self.vocabulary = int(config.get_vocab_size())
         self._about = {
             "name": "vllm",
@@ -102,9 +103,13 @@ class VllmEngine:
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, adapter: LocalAdapter | None
     ) -> AsyncGenerator[Piece]:
-        """Answer, as the port says."""
+        """Answer, as the port says.
+
+        Without chance (``temperature`` 0) all choices are the same, and vLLM refuses to make more than one. It is made
+        once, and its tokens are counted for each choice: the client asked for so many answers and gets them, ``usage``
+        is what OpenAI's clients expect, and the same request costs the same on every engine.
+        """
         lora = None if adapter is None else await self._load(adapter)
-        # Without chance all choices are the same, and vLLM refuses to make more than one.
         copies = sampling.choices if sampling.temperature == 0 else 1
         params = SamplingParams(
             n=sampling.choices // copies,

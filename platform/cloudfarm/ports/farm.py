@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from cloudfarm.domain.generation import Embeddings, Generation, Piece
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, ToEmbed
 from cloudfarm.domain.host import Host, NodeMeter
 from cloudfarm.domain.lease import Lease, Slice
 from cloudfarm.domain.load import LoadReport
@@ -178,7 +178,7 @@ class Inference(Protocol):
             UnavailableError: if no replica answers, or one dies on the way.
         """
 
-    async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
+    async def embed(self, app_name: str, request: ToEmbed, made: Callable[[Piece], None]) -> Embeddings:
         """Return the texts' vectors; tells of their tokens before, and raises as :meth:`generate`."""
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
 """Calls to services through Serve's handles, which know the replicas and spread the load over them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, ToEmbed
 from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.raylayer.serve_handles import Handles, service_of
 from cloudfarm.raylayer.serve_pieces import Mailboxes
@@ -75,11 +75,11 @@ class ServeInference:
                 if not mailbox.is_complete:
                     call.cancel()
 
-    async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
+    async def embed(self, app_name: str, request: ToEmbed, made: Callable[[Piece], None]) -> Embeddings:
         """Return the texts' vectors; raises as :meth:`generate`."""
         with self._told(app_name):
             handle = await self._stream(app_name, "embed")
-            found = await _last(handle.remote(list(texts)), EMBED_TIMEOUT_S, made)
+            found = await _last(handle.remote(request), EMBED_TIMEOUT_S, made)
         if isinstance(found, Embeddings):
             return found
         raise _refused(app_name, found)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from dataclasses import dataclass, field
 from typing import Any
 
-from cloudfarm.domain.generation import Embeddings, Generation, Piece
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Sampling, Text, ToEmbed
 from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
 from cloudfarm.errors import InvalidInputError, NoReplicaError, TooManyError, UnavailableError
@@ -95,6 +95,7 @@ class FakeInference:
 
     calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     generations: list[tuple[str, Generation]] = field(default_factory=list)
+    embedded: list[tuple[str, ToEmbed]] = field(default_factory=list)
     down: bool = False
     gone: int = 0
     """Of so many requests more Serve says that it has no replica that could take them."""
@@ -157,10 +158,11 @@ class FakeInference:
             finally:
                 self.open -= 1
 
-    async def embed(self, app_name: str, texts: Sequence[str], made: Callable[[Piece], None]) -> Embeddings:
+    async def embed(self, app_name: str, request: ToEmbed, made: Callable[[Piece], None]) -> Embeddings:
         """Return for each text its length and a quarter."""
         self._check()
-        tokens = Piece(prompt_tokens=sum(len(text.split()) for text in texts))
+        self.embedded.append((app_name, request))
+        tokens = Piece(prompt_tokens=sum(len(_words(text)) for text in request.texts))
         self.made.append(tokens)
         made(tokens)
         if self.stall_after is not None:
@@ -170,7 +172,7 @@ class FakeInference:
                 await asyncio.Event().wait()
             finally:
                 self.open -= 1
-        return Embeddings(tuple((float(len(text)), 0.25) for text in texts), tokens.prompt_tokens)
+        return Embeddings(tuple((float(len(text)), 0.25) for text in request.texts), tokens.prompt_tokens)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -187,14 +189,22 @@ class FakeInference:
             raise InvalidInputError(self.refusal, **data)
 
 
+def _words(text: Text) -> Sequence[str]:
+    return text.split() if isinstance(text, str) else [str(token) for token in text]
+
+
 def _pieces(request: Generation) -> Iterator[Piece]:
     """Yield what the fake model says."""
     sampling = request.sampling
-    prompt = " ".join(map(str, request.prompt)) if isinstance(request.prompt, tuple) else request.prompt
-    words = (request.messages[-1].content if request.messages else prompt).split()
-    yield Piece(prompt_tokens=len(words))
+    prompts = (request.messages[-1].content,) if request.messages else request.prompts
+    for place, prompt in enumerate(prompts):
+        yield from _choices(_words(prompt), sampling, place * sampling.choices)
+
+
+def _choices(words: Sequence[str], sampling: Sampling, first: int) -> Iterator[Piece]:
+    yield Piece(first, prompt_tokens=len(words))
     limit = len(words) + 1 if sampling.max_tokens is None else sampling.max_tokens
-    for index in range(sampling.choices):
+    for index in range(first, first + sampling.choices):
         for place, word in enumerate(words[:limit]):
             yield Piece(index, (" " if place else "") + word, tokens=1)
         if limit > len(words):

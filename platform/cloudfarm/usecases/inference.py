@@ -1,12 +1,12 @@
 """Calls to services: counted for their callers, and given up when the callers go away."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
-from cloudfarm.domain.generation import Embeddings, Generation, Piece
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, ToEmbed
 from cloudfarm.errors import InvalidInputError, NoReplicaError
 from cloudfarm.ports import Apps, Inference
 from cloudfarm.usecases.gate import Gate
@@ -77,11 +77,11 @@ class Calls:
             async for piece in answers:
                 yield piece
 
-    async def embed(self, secret: str | None, model: str, texts: Sequence[str]) -> Embeddings:
+    async def embed(self, secret: str | None, model: str, request: ToEmbed) -> Embeddings:
         """Return the texts' vectors. They are charged before they are computed."""
 
         async def ask(route: Route, use: Use) -> AsyncGenerator[Embeddings]:
-            yield await self.inference.embed(route.app_name, texts, _charge(use))
+            yield await self.inference.embed(route.app_name, request, _charge(use))
 
         def most_tokens(_called: Called) -> int:
             return sum(len(text) for text in texts)

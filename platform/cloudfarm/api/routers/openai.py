@@ -50,7 +50,7 @@ async def complete(
 @router.post("/embeddings", response_model=None)
 async def embed(body: EmbeddingBody, secret: Secret, calls: ServiceCalls, request: Request) -> Response:
     """Return a vector for each text."""
-    found = await while_connected(request.receive, calls.embed(secret, body.model, body.texts))
+    found = await while_connected(request.receive, calls.embed(secret, body.model, body.request()))
     answer = await answers.embeddings(body.model, found, as_base64=body.encoding_format == "base64")
     return Response(answer, media_type=_JSON)
 
