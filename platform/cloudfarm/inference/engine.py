@@ -13,6 +13,7 @@ from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import InvalidInputError
 from cloudfarm.inference.gpu_cache import arrays_of, gpu_cache_bytes
 from cloudfarm.inference.memory import (
+    GPU_PART,
     cpu_cache_bytes,
     float32_bytes,
     gpu_memory_fraction,
@@ -21,8 +22,6 @@ from cloudfarm.inference.memory import (
 )
 from cloudfarm.training.hf_folder import MAX_RANK
 
-GPU_PART = 0.9
-"""Of what the lease may use of a GPU; the rest is for what vLLM does not count."""
 MAX_ADAPTERS = 4
 """In one batch of vLLM's."""
 

@@ -17,7 +17,7 @@ import psutil
 
 from cloudfarm.domain.generation import Piece, Sampling
 from cloudfarm.errors import UnavailableError
-from cloudfarm.inference.engine import GPU_PART, MAX_ADAPTERS, Device, LocalAdapter
+from cloudfarm.inference.engine import MAX_ADAPTERS, Device, LocalAdapter
 from cloudfarm.inference.keeper import Keeper
 from cloudfarm.inference.memory import GPU_PART, gpu_memory_fraction
 from cloudfarm.training.bundle import BundleError

@@ -164,7 +164,7 @@ class HostAgent:
             except LauncherError as error:
                 raise HostError(f"{self._config.id}: {error}") from error
 
-    @ray.method(concurrency_group=WAITING)
+    @ray.method(concurrency_group=WAITING)  # type: ignore[untyped-decorator]  # ray has no types here
     def wait_up(self, name: str, timeout_s: float) -> None:
         """Return when the node is up or has failed, or after the timeout."""
         if name not in self._starting:

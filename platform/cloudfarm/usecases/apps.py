@@ -6,13 +6,13 @@ from typing import Any
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.bundles import SERVE_APP, kind_of
+from cloudfarm.domain.json_values import check_json
 from cloudfarm.domain.status import Event
 from cloudfarm.domain.tenant import Role, check_slug
 from cloudfarm.domain.workload import ModelVersion
 from cloudfarm.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from cloudfarm.ports import Artifacts, Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, in_unit, quoted
-from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.packages import find_package
 from cloudfarm.usecases.runtime_env import check_runtime_env, packages_of
 

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, ToEmbed
+from cloudfarm.domain.json_values import check_json
 from cloudfarm.errors import InvalidInputError, NoReplicaError
 from cloudfarm.ports import Apps, Inference
 from cloudfarm.usecases.gate import Gate
-from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.limits import Admission
 from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.open_requests import OpenRequests
@@ -84,7 +84,7 @@ class Calls:
             yield await self.inference.embed(route.app_name, request, _charge(use))
 
         def most_tokens(_called: Called) -> int:
-            return sum(len(text) for text in texts)
+            return sum(map(len, request.texts))
 
         check = _needs(TEXT_EMBEDDING, "does not embed text")
         async with aclosing(

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloudfarm.domain.json_values import check_json
 from cloudfarm.errors import ForbiddenKeyError, InvalidInputError
 from cloudfarm.usecases.access import quoted
-from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.runtime_env import check_runtime_env
 
 MAX_ENTRYPOINT = 32 * 1024
