@@ -53,16 +53,6 @@ async def test_tokens_are_counted_with_those_at_both_ends(embedder):
     assert (await embedded(embedder, ["hello", "hello world"])).prompt_tokens == 7
 
 
-async def test_tokens_are_the_models_own(embedder):
-    text = "The wind turbine stands still."
-    ids = tuple(embedder._tokenizer(text)["input_ids"])
-    _, as_text, as_ids = (await embedded(embedder, ["sun", text, ids])).vectors
-    assert as_ids == pytest.approx(as_text, abs=1e-5)
-    foreign = await embedded(embedder, [(15339, 99999)])
-    assert foreign.param == "input"
-    assert "99999 is no token of this model, which has 30522" in foreign.detail
-
-
 async def test_the_models_own_number_of_dimensions_may_be_asked_for(embedder):
     assert len((await embedded(embedder, ["x"], 384)).vectors[0]) == 384
     found = await embedded(embedder, ["x"], 256)

@@ -116,8 +116,10 @@ async def test_what_frameworks_send(client: openai.AsyncOpenAI):
     ]
     answer = await client.chat.completions.create(model="talk", messages=messages, top_p=0, n=8)
     assert {each.message.content for each in answer.choices} == {"and then"}
-    vectors = await client.embeddings.create(model="meaning", input=[[1, 2], [3]], dimensions=2)
+    vectors = await client.embeddings.create(model="meaning", input=["ab", "c"], dimensions=2)
     assert [row.embedding[0] for row in vectors.data] == [2.0, 1.0]
+    with pytest.raises(openai.BadRequestError, match="send texts"):
+        await client.embeddings.create(model="meaning", input=[[1, 2], [3]])
 
 
 async def test_embeddings_by_default_and_as_numbers(client: openai.AsyncOpenAI):

@@ -2,7 +2,7 @@
 
 import asyncio
 import resource
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -97,6 +97,19 @@ async def test_the_next_request_of_a_connection_has_as_long_for_its_head():
         async with idle(port, 1) as (reader,), idle(port, 1, whole) as (other,):
             assert await ends(reader) == b""  # the other had been answered, and may ask again
             assert b"200 OK" in await other.readline()
+
+
+async def test_a_head_without_end_is_cut_off():
+    async with listening(head_timeout_s=3600) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HALF)
+        async with asyncio.timeout(20):
+            with suppress(ConnectionError):
+                while not reader.at_eof():
+                    writer.write(b"x" * 10_000 + b"\r\nX-More: ")
+                    await writer.drain()
+                    await asyncio.sleep(0)  # drain alone does not let the loop read
+        writer.close()
 
 
 async def test_a_websocket_is_not_cut_off():

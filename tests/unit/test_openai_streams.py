@@ -205,7 +205,7 @@ async def test_of_requests_at_once_one_is_let_in_on_the_last_tokens(door: FrontD
 
 def test_the_most_that_a_request_may_use():
     def most(context_tokens: int, **sampling) -> int:
-        return Generation(Sampling(**sampling), prompt="four").most_tokens(context_tokens)
+        return Generation(Sampling(**sampling), prompts=("four",)).most_tokens(context_tokens)
 
     assert most(100, max_tokens=10, choices=3) == 34
     assert most(0, max_tokens=10, choices=3) == 34

@@ -34,7 +34,7 @@ def cluster(monkeypatch):
     ray = SimpleNamespace(
         nodes=lambda: [cluster.node],
         get_runtime_context=lambda: SimpleNamespace(gcs_address=""),
-        remote=lambda _agent: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=make)),
+        remote=lambda **_: lambda _agent: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=make)),
     )
     monkeypatch.setattr(module, "ray", ray)
     monkeypatch.setattr(module, "GcsClient", lambda **_: None)

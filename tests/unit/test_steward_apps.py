@@ -62,6 +62,16 @@ async def running(farm: MemoryFarm) -> Job:
     return job
 
 
+async def test_it_has_one_lease_whatever_the_service_had_before_it(farm) -> None:
+    await running(farm)
+    async with farm.store.begin() as uow:
+        service = await uow.services.get("s-sea")
+        await uow.services.update(replace(service, min_replicas=2, max_replicas=3))
+        await uow.commit()
+    await pass_time(farm)
+    assert [lease.status for lease in await farm.leases_of("r-sea-1")] == [LeaseStatus.ACTIVE]
+
+
 async def test_a_job_in_the_lease_runs_the_application(farm) -> None:
     (job,) = await jobs(farm)
     (lease,) = await farm.leases_of("r-sea-1")

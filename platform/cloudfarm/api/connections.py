@@ -12,6 +12,8 @@ _TOO_MANY = (
     b"content-length: 29\r\nconnection: close\r\n\r\ntoo many connections are open"
 )
 _MOST = 1 << 15
+MOST_HEAD_BYTES = 1 << 18
+"""Of a request, and what has been read with its end; httptools itself knows no limit."""
 
 
 def most_connections() -> int:
@@ -21,7 +23,7 @@ def most_connections() -> int:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes a connection whose next request has no whole head in time, and those beyond a number.
+    """Closes a connection whose next request has no whole head in time or in so many bytes, and those beyond a number.
 
     Between an answer and the first byte of the next request uvicorn's own timer runs (``timeout_keep_alive``).
     """
@@ -29,6 +31,7 @@ class GuardedProtocol(HttpToolsProtocol):
     head_timeout_s: float
     most: int
     _overdue: asyncio.TimerHandle | None = None
+    _head_bytes: int = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin, and wait for a head."""
@@ -43,6 +46,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Read."""
         super().data_received(data)
         self._watch()
+        self._head_bytes = 0 if self._overdue is None else self._head_bytes + len(data)
+        if self._head_bytes > MOST_HEAD_BYTES:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""

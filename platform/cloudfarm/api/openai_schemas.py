@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -59,6 +60,16 @@ def _encodable(text: str) -> str:
     except UnicodeEncodeError:
         raise ParameterError("this has half a character in it (a lone surrogate)") from None
     return text
+
+
+def _no_token_ids(given: Any) -> Any:
+    """Refuse tokens to embed: clients send those of OpenAI's models, of which others make vectors without a meaning."""
+    if isinstance(given, list) and given and isinstance(given[0], int | list):
+        raise ParameterError(
+            "send texts: the ids of one model's tokens mean something else to another (LangChain's OpenAIEmbeddings "
+            "sends texts with check_embedding_ctx_length=False)"
+        )
+    return given
 
 
 Number = StrictInt | StrictFloat
@@ -254,18 +265,16 @@ class CompletionBody(SampledBody):
 class EmbeddingBody(OpenAiBody):
     """``POST /v1/embeddings``."""
 
-    input: (
-        SomeText
-        | TokenIds
-        | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
-        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
-    )
+    input: Annotated[
+        SomeText | Annotated[list[SomeText], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)],
+        BeforeValidator(_no_token_ids),
+    ]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
 
     def request(self) -> ToEmbed:
         """Return the request in the farm's words."""
-        return ToEmbed(_texts(self.input), self.dimensions)
+        return ToEmbed((self.input,) if isinstance(self.input, str) else tuple(self.input), self.dimensions)
 
 
 def _texts(given: str | list[int] | list[str] | list[list[int]]) -> tuple[str | tuple[int, ...], ...]:

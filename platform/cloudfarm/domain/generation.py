@@ -70,7 +70,7 @@ class Generation:
         Args:
             context_tokens: what prompt and answer may have together; 0 if that is not known.
         """
-        choices, most = self.sampling.choices, self.sampling.max_tokens
+        choices, most = self.sampling.choices * max(1, len(self.prompts)), self.sampling.max_tokens
         if most is None:
             return choices * context_tokens
         asked = self.size + choices * most
@@ -96,7 +96,7 @@ class Piece:
 class ToEmbed:
     """A request for vectors."""
 
-    texts: tuple[Text, ...]
+    texts: tuple[str, ...]
     dimensions: int | None = None
     """What the caller takes the model to have, if it says so."""
 

@@ -148,6 +148,15 @@ class Lease:
         """Milli-GPUs of the whole lease."""
         return self.ask.shape.total_milli_gpus
 
+    def kept_until_ms(self, at_ms: int, saved_ms: int) -> int:
+        """Return until when what it has done by a moment is of use if it ends then.
+
+        That is its jobs' last save, or its start if they saved nothing. What a service has answered stays answered.
+        """
+        if self.started_ms is None or self.kind is LeaseKind.SERVICE:
+            return at_ms
+        return min(at_ms, max(self.started_ms, saved_ms))
+
     @property
     def gone_by_ms(self) -> int | None:
         """When it has to be gone, since it was told to; None if it was not."""

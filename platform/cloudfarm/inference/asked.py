@@ -1,7 +1,6 @@
 """What is asked of a language model: checked, and put into tokens."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -119,19 +118,10 @@ class Prompts:
     def _text(self, prompt: Text) -> list[int] | Refusal:
         if isinstance(prompt, str):
             return list(self._tokenizer.encode(prompt))
-        return (
-            Refusal(unknown, "prompt")
-            if (unknown := unknown_token(prompt, self._vocabulary))
-            else list(prompt)
+        wrong = next((each for each in prompt if not 0 <= each < self._vocabulary), None)
+        if wrong is None:
+            return list(prompt)
+        return Refusal(
+            f"{wrong} is no token of this model, which has {self._vocabulary}: tokens must come from its own tokenizer",
+            "prompt",
         )
-
-
-def unknown_token(tokens: Sequence[int], vocabulary: int) -> str | None:
-    """Return what is wrong if not all of these tokens are a model's."""
-    wrong = next((each for each in tokens if not 0 <= each < vocabulary), None)
-    if wrong is None:
-        return None
-    return (
-        f"{wrong} is no token of this model, which has {vocabulary}: tokens must come from its own tokenizer; "
-        "if yours is another model's (LangChain: check_embedding_ctx_length=False sends texts), send the text"
-    )

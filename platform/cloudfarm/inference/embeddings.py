@@ -14,8 +14,7 @@ import torch
 import transformers
 
 from cloudfarm.domain.bundles import TEXT_EMBEDDING
-from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, Text, ToEmbed
-from cloudfarm.inference.asked import unknown_token
+from cloudfarm.domain.generation import Embeddings, Generation, Piece, Refusal, ToEmbed
 from cloudfarm.inference.completions import card, fetch_model, scratch_folder
 from cloudfarm.inference.plain_errors import told_plainly
 from cloudfarm.training.bundle import BundleError
@@ -59,17 +58,13 @@ class Embedder:
             )
         finally:
             shutil.rmtree(folder)  # all of it is in memory now
-        self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         size = self._model.config.hidden_size
         if size != self._spec.dimensions:
             raise BundleError(f"{model_uri} has {size} dimensions, and its spec says {self._spec.dimensions}")
         self._one = ThreadPoolExecutor(1, thread_name_prefix="embedder")
 
     async def embed(self, request: ToEmbed) -> AsyncGenerator[Piece | Embeddings | Refusal]:
-        """Yield how many tokens the texts have, and then a vector for each; or a refusal. Closing it ends the work.
-
-        Tokens are taken as they are: none are put before or behind them.
-        """
+        """Yield how many tokens the texts have, and then a vector for each; or a refusal. Closing it ends the work."""
         texts = request.texts
         if request.dimensions not in (None, self._spec.dimensions):
             yield Refusal(
@@ -118,13 +113,9 @@ class Embedder:
         """Have a piece of work done in the thread; after each the other requests have their turn."""
         return await asyncio.get_running_loop().run_in_executor(self._one, work, given)
 
-    def _tokens(self, texts: Sequence[Text]) -> list[list[int]] | Refusal:
-        words = [each for each in texts if isinstance(each, str)]
-        encoded = iter(self._tokenizer(words)["input_ids"] if words else ())
-        tokens: list[list[int]] = [next(encoded) if isinstance(each, str) else list(each) for each in texts]
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]] | Refusal:
+        tokens: list[list[int]] = self._tokenizer(list(texts))["input_ids"]
         for place, each in enumerate(tokens):
-            if unknown := unknown_token(each, self._vocabulary):
-                return Refusal(f"input {place}: {unknown}", "input")
             if len(each) > self._spec.max_tokens:
                 return Refusal(
                     f"This model's maximum context length is {self._spec.max_tokens} tokens, and input {place} has "

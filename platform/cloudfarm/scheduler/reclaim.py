@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloudfarm.domain.lease import Lease, LeaseKind
+from cloudfarm.domain.lease import Lease
 from cloudfarm.domain.quantities import MILLI
 from cloudfarm.domain.status import LeaseStatus, Target
 from cloudfarm.scheduler.future import end_of
@@ -17,16 +17,6 @@ MOST_HOSTS = 16
 """On how many hosts the least loss is looked for; on all others only if none of these will do."""
 
 
-def kept_until_ms(lease: Lease, at_ms: int, saved_ms: Mapping[str, int]) -> int:
-    """Return until when what a lease has done by a moment is of use if it ends then.
-
-    That is a job's last save, or its start if it has saved nothing. What a service has answered stays answered.
-    """
-    if lease.started_ms is None or lease.kind is LeaseKind.SERVICE:
-        return at_ms
-    return min(at_ms, max(lease.started_ms, saved_ms.get(lease.id, 0)))
-
-
 def lost_work(lease: Lease, at_ms: int, saved_ms: Mapping[str, int]) -> int:
     """Return the milli-GPU-milliseconds of work that ending a lease at a moment would lose: all since the last save.
 
@@ -35,7 +25,7 @@ def lost_work(lease: Lease, at_ms: int, saved_ms: Mapping[str, int]) -> int:
         at_ms: when it would end.
         saved_ms: when each lease last saved its work; from its start, if it is not in there.
     """
-    return lease.milli_gpus * (at_ms - kept_until_ms(lease, at_ms, saved_ms))
+    return lease.milli_gpus * (at_ms - lease.kept_until_ms(at_ms, saved_ms.get(lease.id, 0)))
 
 
 def may_be_preempted(lease: Lease, now_ms: int, min_run_ms: int) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 from cloudfarm.domain.lease import Lease, LeaseKind
 from cloudfarm.domain.ledger import REFUND, LedgerEntry, amount
 from cloudfarm.domain.status import EndReason, LeaseStatus, Target, Transition, transition
-from cloudfarm.scheduler.reclaim import kept_until_ms
 from cloudfarm.steward import view as v
 from cloudfarm.steward.placing import weakest, with_gpu_memory
 
@@ -106,7 +105,7 @@ def finish(decision: v.FinishLease, view: v.FarmView) -> Change:
     lease = view.leases_by_id[decision.lease_id]
     message = lease.message if lease.status is LeaseStatus.ENDING else "given up while it waited"
     preempted = decision.reason is EndReason.PREEMPTED and lease.started_ms is not None
-    saved_ms = kept_until_ms(lease, decision.at_ms, view.saved_ms)
+    saved_ms = lease.kept_until_ms(decision.at_ms, view.saved_ms.get(lease.id, 0))
     if preempted and lease.target is Target.RUN:
         step = _wait_anew(lease, view.now_ms, saved_ms)
     else:
@@ -120,7 +119,7 @@ def finish(decision: v.FinishLease, view: v.FarmView) -> Change:
             ended_ms=decision.at_ms,
         )
     entries = () if lease.started_ms is None else (_entry(lease, decision.at_ms),)
-    if preempted and saved_ms < decision.at_ms:
+    if preempted and lease.milli_gpus and saved_ms < decision.at_ms:
         entries = (*entries, _refund(lease, saved_ms, decision.at_ms))
     return Change(step, entries)
 

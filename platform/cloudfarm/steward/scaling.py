@@ -40,7 +40,9 @@ def wanted_replicas(
         is_followed: whether another revision is to take over from this one.
         is_given_up: whether this one has failed for good.
     """
-    least = max(service.min_replicas, at_least)
+    least, most = max(service.min_replicas, at_least), service.max_replicas
+    if revision.is_own_app:  # has one lease, whatever was asked for another revision
+        least, most = min(least, 1), 1
     if is_followed:
         if revision.status is RevisionStatus.FAILED and is_given_up:
             return 0
@@ -48,7 +50,7 @@ def wanted_replicas(
             least = 0
     present = revision.replicas
     if report is None:
-        return _within(present, least, service.max_replicas)
+        return _within(present, least, most)
     load = report.loads.get(service.id, Load())
     peak = load.peak * revision.canary_percent if revision.canary_percent else load.peak * 100
     needed = -(-peak // (100 * service.target_load))
@@ -57,7 +59,7 @@ def wanted_replicas(
     asleep = present == 0 and load.peak == 0
     if not asleep and not _is_idle(service, revision, report, now_ms):
         needed = max(needed, 1)
-    return _within(needed, least, service.max_replicas)
+    return _within(needed, least, most)
 
 
 def _is_idle(service: Service, revision: Revision, report: LoadReport, now_ms: int) -> bool:
