@@ -3,12 +3,11 @@
 It is asked in two ways. Over HTTP, by vLLM's own server, which is what one would run without a farm. And in its
 process, with no way to it at all: it reads lists of prompts from its input, as JSON lines ``{"prompts": [...],
 "tokens": 64}``, has them answered at once, and prints what it saw of each list as a JSON line. The engine is made by
-the farm's own code, so that nothing differs but the way to it. It runs as nice as what runs in leases.
+the farm's own code, so that nothing differs but the way to it.
 """
 
 import asyncio
 import json
-import os
 import socket
 import sys
 import time
@@ -22,8 +21,6 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cloudfarm.inference.engine import open_engine
-
-AS_NICE_AS_LEASES = 19
 
 
 async def answer(engine: Any, name: str, prompt: str, tokens: int) -> tuple[float, int]:
@@ -53,7 +50,6 @@ def serve(engine: Any, folder: str, name: str) -> tuple[str, asyncio.Task[Any]]:
 async def main() -> None:
     """Serve until the input ends."""
     folder, context_tokens, name = sys.argv[1:]
-    os.nice(AS_NICE_AS_LEASES)
     ours: Any = open_engine(Path(folder), int(context_tokens), "vllm")
     engine = ours._engine  # noqa: SLF001 - vLLM's own
     url, serving = serve(engine, folder, name)

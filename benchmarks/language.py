@@ -3,8 +3,10 @@
 import asyncio
 import random
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from operator import sub, truediv
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +30,24 @@ STREAMS = 1000
 FARM, SERVER, BARE = "the farm", "vLLM's own server", "vLLM in its process"
 
 Say = Callable[[str], None]
-Sides = Mapping[str, Endpoint | Bare]
+Side = Endpoint | Bare
+Sides = Mapping[str, Side]
+Figures = Mapping[str, list[float]]
+"""What each side gave, round by round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the sides are asked in turns: each round, on each start, so many times."""
+
+    name: str
+    unit: str
+    rounds: int
+    ask: Callable[[Side, random.Random], float]
+    compare: Callable[[float, float], float]
+    """The farm's figure with another's of the same round."""
+    compared: str
+    lower_is_better: bool = False
 
 
 def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str, Any]]:
@@ -37,115 +56,102 @@ def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str,
     The first token is asked of a model for which the engine takes milliseconds: what the way to it adds would drown in
     the unevenness of 100 ms. Tokens a second of that one, too, for what the gateway does at a GPU's speed.
     """
-    rows: list[Row] = []
     publish(farm, "python -m cloudfarm.training.default_models smollm2", say)
-    with beside(farm, SMOLLM2.name, prepare(SMOLLM2), say) as sides:
-        for batch in BATCHES:
-            rows += tokens_a_second(sides, batch, TOKENS, 6 * turns, say=say)
-        about = sides[BARE].about  # type: ignore[union-attr]
-        with closing(Endpoint.of_farm(farm, SERVICE)) as ours:
-            memory = asyncio.run(streams(farm, ours, say))
     publish(farm, f"python {shlex.quote(small_model.__file__)}", say)
-    with beside(farm, small_model.NAME, small_model.make(farm.base), say) as sides:
-        rows += first_tokens(sides, 50 * turns, say)
-        rows += tokens_a_second(sides, BATCHES[-1], 4 * TOKENS, 4 * turns, say=say, model="small model, ")
-    return rows, {"engine": about, "front_door_memory_mb": memory}
-
-
-@contextmanager
-def beside(farm: BenchFarm, model: str, folder: Path, say: Say) -> Iterator[Sides]:
-    """Serve a model on the farm, and by a bare engine in the two ways to that."""
-    with service(farm, model, SERVICE):
+    small = small_model.make(farm.base)
+    questions = [tokens_a_second(batch, 8) for batch in BATCHES]
+    rows = by_starts(farm, SMOLLM2.name, prepare(SMOLLM2), questions, starts=turns + 1, say=say)
+    questions = [first_token(50), tokens_a_second(BATCHES[-1], 8, tokens=4 * TOKENS)]
+    rows += by_starts(farm, small_model.NAME, small, questions, starts=turns + 1, say=say)
+    with service(farm, SMOLLM2.name), closing(Endpoint.of_farm(farm, SERVICE)) as ours:
         farm.wait(f"/v1/services/{SERVICE}", "RUNNING")
-        say(f"{model}: a bare engine beside the farm's")
-        with (
-            closing(Endpoint.of_farm(farm, SERVICE)) as ours,
-            closing(Bare(str(folder), SERVICE)) as bare,
-            closing(Endpoint(bare.about["url"], SERVICE)) as server,
-        ):
-            yield {FARM: ours, SERVER: server, BARE: bare}
+        memory = asyncio.run(streams(farm, ours, say))
+    return rows, {"front_door_memory_mb": memory}
 
 
-def tokens_a_second(
-    sides: Sides, batch: int, tokens: int, rounds: int, *, say: Say, model: str = ""
-) -> list[Row]:
-    """Return the rows of tokens a second with so many requests at once."""
+def tokens_a_second(batch: int, rounds: int, tokens: int = TOKENS) -> Question:
+    """Return the question how many tokens a second come to so many requests at once."""
 
-    def ask(side: Endpoint | Bare, rng: random.Random) -> float:
+    def ask(side: Side, rng: random.Random) -> float:
         found = side.answers(prompts(rng, batch, WORDS_A_PROMPT), tokens)
         assert found["tokens"] == batch * tokens
         return float(found["tokens"] / found["seconds"])
 
-    rates = in_turns(sides, rounds, ask)
-    say(f"  {model}batch {batch}: {told(rates)} tokens/s")
-    rows = []
-    for name in (SERVER, BARE):
-        ratios = [ours / theirs for ours, theirs in zip(rates[FARM], rates[name], strict=True)]
-        rows.append(
-            Row(
-                6,
-                f"{model}batch {batch}: tokens a second, v {name}",
-                "1/s",
-                Series.of(rates[FARM]),
-                Series.of(rates[name]),
-                False,
-                f"median of {rounds} pairs' ratios {spread(ratios)}",
-            )
-        )
-    return rows
+    return Question(f"batch {batch}: tokens a second", "1/s", rounds, ask, truediv, "ratio")
 
 
-def first_tokens(sides: Sides, rounds: int, say: Say) -> list[Row]:
-    """Return the rows of the time to the first token of single requests, and of what is added to it."""
+def first_token(rounds: int) -> Question:
+    """Return the question when the first token of a single request comes."""
 
-    def ask(side: Endpoint | Bare, rng: random.Random) -> float:
+    def ask(side: Side, rng: random.Random) -> float:
         return float(side.answers(prompts(rng, 1, WORDS_A_PROMPT), 1)["first_ms"][0])
 
-    firsts_ms = in_turns(sides, rounds, ask)
-    say(f"  first token: {told(firsts_ms)} ms")
-    rows = []
-    for name in (SERVER, BARE):
-        added = [ours - theirs for ours, theirs in zip(firsts_ms[FARM], firsts_ms[name], strict=True)]
-        rows.append(
-            Row(
-                6,
-                f"small model: first token, v {name}",
-                "ms",
-                Series.of(firsts_ms[FARM]),
-                Series.of(firsts_ms[name]),
-                note=f"added, median of {rounds} pairs: {spread(added)} ms",
-            )
-        )
-    return rows
+    return Question("first token", "ms", rounds, ask, sub, "added, ms", lower_is_better=True)
 
 
-def in_turns(
-    sides: Sides, rounds: int, ask: Callable[[Endpoint | Bare, random.Random], float]
-) -> dict[str, list[float]]:
+def by_starts(
+    farm: BenchFarm, model: str, folder: Path, questions: Sequence[Question], *, starts: int, say: Say
+) -> list[Row]:
+    """Ask all sides on several starts of each engine; returns a row for each question and other side.
+
+    One start's engine is faster than the next's by a percent or two, for as long as it runs, so what is compared are
+    the starts: each gives the median of its rounds' comparisons.
+    """
+    found: dict[str, list[Figures]] = {question.name: [] for question in questions}
+    for number in range(starts):
+        with beside(farm, model, folder, bare_first=bool(number % 2)) as sides:
+            for question in questions:
+                figures = in_turns(sides, question)
+                found[question.name].append(figures)
+                told = ", ".join(f"{side} {median(each):.1f}" for side, each in figures.items())
+                say(f"  {model}, start {number + 1}, {question.name}: {told}")
+    return [row(model, each, found[each.name], other) for each in questions for other in (SERVER, BARE)]
+
+
+@contextmanager
+def beside(farm: BenchFarm, model: str, folder: Path, *, bare_first: bool) -> Iterator[Sides]:
+    """Serve a model on the farm, and by a bare engine in the two ways to that."""
+    with ExitStack() as stack:
+        bare = stack.enter_context(closing(Bare(str(folder), SERVICE))) if bare_first else None
+        stack.enter_context(service(farm, model))
+        farm.wait(f"/v1/services/{SERVICE}", "RUNNING")
+        ours = stack.enter_context(closing(Endpoint.of_farm(farm, SERVICE)))
+        bare = bare or stack.enter_context(closing(Bare(str(folder), SERVICE)))
+        server = stack.enter_context(closing(Endpoint(bare.about["url"], SERVICE)))
+        yield {FARM: ours, SERVER: server, BARE: bare}
+
+
+def in_turns(sides: Sides, question: Question) -> Figures:
     """Ask all sides in each round, every other round in the opposite order; the first two find cold caches.
 
-    A round is short: the machine's speed changes from second to second, and what is compared are the pairs of a round.
+    A round is short: the machine's speed changes from second to second, and what is compared are the sides of a round.
     """
-    rng = random.Random(rounds)  # noqa: S311 - words to ask about
+    rng = random.Random(question.rounds)  # noqa: S311 - words to ask about
     found: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for number in range(rounds + 2):
+    for number in range(question.rounds + 2):
         for name in names if number % 2 else reversed(names):
-            value = ask(sides[name], rng)
+            value = question.ask(sides[name], rng)
             if number > 1:
                 found[name].append(value)
     return found
 
 
-def spread(values: list[float]) -> str:
-    """Return a median and its interval."""
-    low, high = median_interval(values)
-    return f"{median(values):.3g} (95 %: {low:.3g} to {high:.3g})"
-
-
-def told(figures: Mapping[str, list[float]]) -> str:
-    """Return the median of each side."""
-    return ", ".join(f"{name} {median(found):.1f}" for name, found in figures.items())
+def row(model: str, question: Question, starts: Sequence[Figures], other: str) -> Row:
+    """Return the row of the farm beside another side, both by starts."""
+    compared = [median(map(question.compare, figures[FARM], figures[other])) for figures in starts]
+    low, high = median_interval(compared)
+    each = ", ".join(f"{value:.3g}" for value in compared)
+    return Row(
+        6,
+        f"{model}, {question.name}, v {other}",
+        question.unit,
+        Series.of([median(figures[FARM]) for figures in starts]),
+        Series.of([median(figures[other]) for figures in starts]),
+        question.lower_is_better,
+        f"{question.compared}, median of {len(starts)} starts: {median(compared):.3g} "
+        f"(95 %: {low:.3g} to {high:.3g}; {each})",
+    )
 
 
 async def streams(farm: BenchFarm, ours: Endpoint, say: Say) -> dict[str, float]:
@@ -197,7 +203,7 @@ def publish(farm: BenchFarm, entrypoint: str, say: Say) -> None:
 
 
 @contextmanager
-def service(farm: BenchFarm, model: str, name: str, **scaling: Any) -> Iterator[None]:
+def service(farm: BenchFarm, model: str, name: str = SERVICE, **scaling: Any) -> Iterator[None]:
     """Keep a model answering under a name; ends it afterwards."""
     farm.tenant.post("/v1/services", {"model": model, "name": name, **SHAPE, **scaling})
     try:
