@@ -23,6 +23,7 @@ from cloudfarm.api.context import ApiContext
 from cloudfarm.api.middleware import BodyLimit, Boundary
 from cloudfarm.artifacts import FileArtifacts
 from cloudfarm.clock import SystemClock
+from cloudfarm.domain.json_values import check_json
 from cloudfarm.domain.status import RevisionStatus
 from cloudfarm.domain.tenant import CredentialKind, Role, Tenant, hash_secret, new_secret
 from cloudfarm.inference.forecasts import Forecaster
@@ -32,7 +33,6 @@ from cloudfarm.store import SqlStore, migrate
 from cloudfarm.testing.factories import add, make_credential, make_revision, make_service
 from cloudfarm.testing.fake_apps import FakeApps
 from cloudfarm.testing.fakes_api import FakeLiveLogs, FakeNudge
-from cloudfarm.usecases.json_values import check_json
 from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.routes import Ask, find_ways
 
