@@ -25,6 +25,8 @@ SERVICE = "chat"
 SHAPE = {"gpus": "0.5", "cpus": 2, "memory": "6GiB"}
 BATCHES = (1, 4, 16)
 WORDS_A_PROMPT, TOKENS = 12, 24
+ROUNDS = 6
+"""On each start of the engines."""
 STREAMS = 1000
 
 FARM, SERVER, BARE = "the farm", "vLLM's own server", "vLLM in its process"
@@ -59,9 +61,9 @@ def measure(farm: BenchFarm, turns: int, say: Say) -> tuple[list[Row], dict[str,
     publish(farm, "python -m cloudfarm.training.default_models smollm2", say)
     publish(farm, f"python {shlex.quote(small_model.__file__)}", say)
     small = small_model.make(farm.base)
-    questions = [tokens_a_second(batch, 8) for batch in BATCHES]
+    questions = [tokens_a_second(batch, ROUNDS) for batch in BATCHES]
     rows = by_starts(farm, SMOLLM2.name, prepare(SMOLLM2), questions, starts=turns + 1, say=say)
-    questions = [first_token(50), tokens_a_second(BATCHES[-1], 8, tokens=4 * TOKENS)]
+    questions = [first_token(50), tokens_a_second(BATCHES[-1], ROUNDS, tokens=4 * TOKENS)]
     rows += by_starts(farm, small_model.NAME, small, questions, starts=turns + 1, say=say)
     with service(farm, SMOLLM2.name), closing(Endpoint.of_farm(farm, SERVICE)) as ours:
         farm.wait(f"/v1/services/{SERVICE}", "RUNNING")
@@ -122,17 +124,17 @@ def beside(farm: BenchFarm, model: str, folder: Path, *, bare_first: bool) -> It
 
 
 def in_turns(sides: Sides, question: Question) -> Figures:
-    """Ask all sides in each round, every other round in the opposite order; the first two find cold caches.
+    """Ask all sides in each round, every other round in the opposite order; the first one finds cold caches.
 
     A round is short: the machine's speed changes from second to second, and what is compared are the sides of a round.
     """
     rng = random.Random(question.rounds)  # noqa: S311 - words to ask about
     found: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for number in range(question.rounds + 2):
+    for number in range(question.rounds + 1):
         for name in names if number % 2 else reversed(names):
             value = question.ask(sides[name], rng)
-            if number > 1:
+            if number:
                 found[name].append(value)
     return found
 
