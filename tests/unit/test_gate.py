@@ -64,7 +64,7 @@ def secret(door) -> str:
 
 async def settled(gate: Gate) -> None:
     """Wait for every look that is under way."""
-    await asyncio.gather(*gate._renewing.values())
+    await asyncio.gather(*(look for _, look in gate._looking.values()), return_exceptions=True)
 
 
 async def waits(gate: Gate, store: GuardedStore, secret: str) -> None:
@@ -102,7 +102,7 @@ async def test_who_goes_on_calling_does_not_wait_for_the_store(gate, store, door
     door.clock.advance(499)  # 999 after the first look, 499 after the second
     await gate.route(secret, "talk")
     assert store.reads == 2
-    assert not gate._renewing
+    assert not gate._looking
 
 
 async def test_who_comes_back_later_waits_for_the_store(gate, store, door, secret) -> None:
@@ -168,8 +168,59 @@ async def test_a_closed_gate_asks_no_more(gate, store, door, secret) -> None:
     door.clock.advance(500)
     store.opened.clear()
     await gate.route(secret, "talk")
-    (looking,) = gate._renewing.values()
+    ((_, looking),) = gate._looking.values()
     gate.close()
     await asyncio.wait((looking,))
     assert looking.cancelled()
-    assert not gate._renewing
+    assert not gate._looking
+
+
+async def test_requests_that_come_together_wait_for_one_look(gate, store, door, secret) -> None:
+    for _ in range(2):  # the first ones, and those after a pause
+        store.reads = 0
+        store.opened.clear()
+        asked = [asyncio.create_task(gate.route(secret, "talk")) for _ in range(16)]
+        await asyncio.sleep(0)
+        asked[0].cancel()  # the one that began the look has a client that leaves
+        await asyncio.wait(asked[:1])
+        store.opened.set()
+        found = await asyncio.gather(*asked[1:])
+        assert {route.app_name for route in found} == {"alpha.talk.1"}
+        assert store.reads == 1
+        door.clock.advance(900)
+
+
+async def test_who_is_refused_together_is_told_together(gate, store) -> None:
+    asked = [asyncio.create_task(gate.route("cfk_nobodys", "talk")) for _ in range(3)]
+    for each in asked:
+        with pytest.raises(UnauthenticatedError):
+            await each
+    assert store.reads == 1
+    with pytest.raises(UnauthenticatedError):
+        await gate.route("cfk_nobodys", "talk")
+    assert store.reads == 2  # a refusal is not remembered
+
+
+async def test_nobody_waits_for_a_look_of_long_ago(gate, store, door, secret) -> None:
+    """A key may have been revoked since it read."""
+    store.opened.clear()
+    early = asyncio.create_task(gate.route(secret, "talk"))
+    await asyncio.sleep(0)
+    door.clock.advance(899)
+    joining = asyncio.create_task(gate.route(secret, "talk"))
+    await asyncio.sleep(0)
+    door.clock.advance(1)
+    late = asyncio.create_task(gate.route(secret, "talk"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert store.reads == 2
+    store.opened.set()
+    await asyncio.gather(early, joining, late)
+    assert not gate._looking
+
+
+async def test_those_who_wait_for_a_service_wait_for_one_look(gate, store, door, secret) -> None:
+    await gate.route(secret, "talk")
+    store.reads = 0
+    await asyncio.gather(*(gate.wake(secret, "talk") for _ in range(16)))
+    assert store.reads == 1
