@@ -194,7 +194,7 @@ async def test_the_steward_is_told_again_after_a_mistake_of_ours(monkeypatch, ca
 @given(st.integers(1, 99), st.integers(0, 10_000))
 def test_a_canary_gets_exactly_its_percent_of_any_hundred_in_a_row(percent: int, first: int) -> None:
     current, canary = make_revision(), make_revision("r2", canary_percent=percent)
-    running = Running(current, canary)
+    running = Running(current, canary, (current, canary))
     picked = [running.pick(number) for number in range(first, first + 100)]
     assert picked.count(canary) == percent
     some = [running.pick(number) for number in range(first, first + 50)].count(canary)
@@ -202,4 +202,5 @@ def test_a_canary_gets_exactly_its_percent_of_any_hundred_in_a_row(percent: int,
 
 
 def test_without_a_canary_all_go_to_the_current_one() -> None:
-    assert {Running(make_revision()).pick(number).id for number in range(300)} == {"r1"}
+    only = make_revision()
+    assert {Running(only, None, (only,)).pick(number).id for number in range(300)} == {"r1"}

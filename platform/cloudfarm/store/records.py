@@ -1,9 +1,10 @@
 """What the repositories of all records share: rows to dataclasses and back, and the guarded update."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Table, bindparam, insert, select, update
+from sqlalchemy import Column, ColumnElement, Select, Table, bindparam, insert, select, update
 
 from cloudfarm.errors import NotFoundError, StaleError, TransitionError
 from cloudfarm.store.transaction import Transaction
@@ -29,6 +30,17 @@ class Versioned(Protocol):
         """Where it stands."""
 
 
+@cache
+def _layout(table: Table, kind: type) -> tuple[Sequence[Column[Any]], bool, Select[Any]]:
+    """Return the columns of a kind of records, whether a row has all fields in their order, and the query of them all.
+
+    Made of rows that have, a thousand records take half the time.
+    """
+    names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    columns = [table.c[name] for name in names if name in table.c]
+    return columns, len(columns) == len(names), select(*columns)
+
+
 class Records(Generic[R]):
     """The rows of one table as frozen dataclasses; columns and fields have the same names.
 
@@ -44,10 +56,7 @@ class Records(Generic[R]):
         self.table = table
         self.what = what
         self._make: Callable[..., R] = kind
-        names: list[str] = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-        self._fields = [table.c[name] for name in names if name in table.c]
-        self._is_whole = len(self._fields) == len(names)
-        """Whether a row has all fields in their order: made so, a thousand records take half the time."""
+        self._fields, self._is_whole, self._query = _layout(table, kind)  # type: ignore[arg-type]
 
     async def insert(self, record: R, *, taken: str = "") -> None:
         """Store a new record; ``taken`` is what AlreadyExistsError says of a unique value that is there."""
@@ -80,7 +89,7 @@ class Records(Generic[R]):
         limit: int | None = None,
     ) -> Sequence[R]:
         """Return the records that meet all conditions, in the order of ``by``."""
-        query = select(*self._fields).where(*where).order_by(*by).limit(limit)
+        query = self._query.where(*where).order_by(*by).limit(limit)
         rows = await self.transaction.read(query)
         if self._is_whole:
             return [self._make(*row) for row in rows]

@@ -191,11 +191,14 @@ class Meter:
             keys = {use.account.key_id for use in self._under_way}
             dead = await uow.credentials.find_dead(keys, self.clock.now_ms())
             services = {use.account.service_id for use in self._under_way}
-            milli_gpus = {each: await charged_milli_gpus(uow, each) for each in services}
+            revisions = {each: await uow.revisions.list(service_id=each, open_only=True) for each in services}
+            # Of a service that is gone by now the last that was seen goes on.
+            milli_gpus = {
+                each: await charged_milli_gpus(uow, found) for each, found in revisions.items() if found
+            }
         now_ms = self.clock.now_ms()
         for service_id, charged in milli_gpus.items():
-            if charged is not None:
-                self._shares[service_id].change(now_ms, charged)
+            self._shares[service_id].change(now_ms, charged)
         for use in self._under_way:
             if use.account.key_id in dead:
                 use.refuse(UnauthenticatedError("this key has expired or was revoked meanwhile"))

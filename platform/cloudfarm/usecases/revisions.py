@@ -22,7 +22,9 @@ class Running:
     """What answers a service's requests just now."""
 
     current: Revision
-    canary: Revision | None = None
+    canary: Revision | None
+    open: Sequence[Revision]
+    """All that have not ended: also what starts and what goes."""
 
     @property
     def revisions(self) -> tuple[Revision, ...]:
@@ -61,7 +63,7 @@ async def find_running(uow: UnitOfWork, service: Service, *, waits: bool = False
     if service.target is Target.END or current is None:
         raise UnavailableError(f"service {service.name} is being deleted")
     if current.status is RevisionStatus.RUNNING:
-        return Running(current, _canary(revisions, current))
+        return Running(current, _canary(revisions, current), revisions)
     why = f"service {service.name} is {current.status}: {await _reason(uow, service, current)}"
     wakes = service.min_replicas == 0 or current.status is RevisionStatus.IDLE
     if (waits or wakes) and current.status in _COMES_BY_ITSELF:

@@ -8,7 +8,7 @@ from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, adapts, context_of, kin
 from cloudfarm.domain.generation import Adapter
 from cloudfarm.domain.status import Target
 from cloudfarm.domain.tenant import CredentialKind, Role
-from cloudfarm.domain.workload import ModelVersion, Service
+from cloudfarm.domain.workload import ModelVersion, Revision, Service
 from cloudfarm.errors import NotFoundError
 from cloudfarm.ports import UnitOfWork
 from cloudfarm.usecases.access import Principal, missing
@@ -147,7 +147,7 @@ async def find_ways(uow: UnitOfWork, clock: Clock, ask: Ask, *, waits: bool) -> 
         )
         return Sleeping(called, running)
     routes: dict[str, Route] = {}
-    milli_gpus = await charged_milli_gpus(uow, service.id) or 0
+    milli_gpus = await charged_milli_gpus(uow, running.open)
     for revision in running.revisions:
         base = await uow.models.get(revision.model_id)
         try:
@@ -194,14 +194,8 @@ async def find_named(uow: UnitOfWork, principal: Principal, name: str) -> Servic
     return await find_callable(uow, principal, name)
 
 
-async def charged_milli_gpus(uow: UnitOfWork, service_id: str) -> int | None:
-    """Return the milli-GPUs of those leases of a service that are metered just now: not of those that wait or start.
-
-    None if there is nothing of the service any more.
-    """
-    revisions = await uow.revisions.list(service_id=service_id, open_only=True)
-    if not revisions:
-        return None
+async def charged_milli_gpus(uow: UnitOfWork, revisions: Sequence[Revision]) -> int:
+    """Return the milli-GPUs of those leases of some revisions that are metered just now: not that wait or start."""
     found = [
         lease for each in revisions for lease in await uow.leases.list(revision_id=each.id, open_only=True)
     ]
