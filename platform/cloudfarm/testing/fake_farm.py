@@ -65,8 +65,8 @@ class FakeHosts:
     busy: set[str] = field(default_factory=set)
     """Hosts whose nodes are at work: a drained one stays, where an idle one goes at once."""
     drained: list[tuple[str, str, int]] = field(default_factory=list)
-    _starts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By host and name: how often a node was started."""
+    _starts: Counter[str] = field(default_factory=Counter)
+    """By name: how often a node was started, wherever."""
     _seen_ms: dict[str, int] = field(default_factory=dict)
 
     async def observe(self) -> Sequence[Host]:
@@ -105,7 +105,7 @@ class FakeHosts:
             phase = NodePhase.STARTING
         if piece.host in self.broken:
             phase = NodePhase.EXITED
-        self._starts[key] += 1
+        self._starts[piece.name] += 1
         self.nodes[key] = NodeTruth(
             name=piece.name,
             lease_id=labels["lease"],
@@ -146,7 +146,7 @@ class FakeHosts:
 
     def _node_id(self, key: tuple[str, str]) -> str:
         """Return Ray's id of a node, which is another one each time that it is started."""
-        again = self._starts[key] - 1
+        again = self._starts[key[1]] - 1
         return f"ray-{key[1]}" + (f".{again}" if again else "")
 
     def _reach(self, host: str) -> None:
