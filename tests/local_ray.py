@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
+JOB_TIMEOUT_S = 280
+"""For a job of this size on a machine that others use, too."""
 _DRIVER = """
 import os, runpy, sys
 import ray

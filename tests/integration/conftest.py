@@ -212,6 +212,16 @@ class Tenant:
             until(lambda: not client.get("/v1/leases", open_only=True), "every lease to end")
 
 
+def raylet_of(farm: RunningFarm, lease_id: str) -> int:
+    """Return the pid of the raylet of a lease with one node."""
+    (raylet,) = (
+        pid
+        for pid in farm.processes(f"CLOUDFARM_LEASE={lease_id}")
+        if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    return raylet
+
+
 def new_farm(name: str) -> RunningFarm:
     state = Path(tempfile.mkdtemp(prefix=f"cf-{name}-"))
     base = free_port(block=5000)

@@ -1,11 +1,15 @@
 """A real language model in a lease, asked through the front door by the stock OpenAI client."""
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from .conftest import RunningFarm, Tenant, until
@@ -152,6 +156,22 @@ def test_a_revoked_key_is_refused_within_a_second(
         client.completions.create(model="chat", prompt="Hello", max_tokens=1)
 
 
+def test_a_revoked_key_ends_the_streams_that_it_has_open(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], chat: dict
+) -> None:
+    made = key(tenants[0])
+    stream = client_of(farm, made["secret"]).chat.completions.create(
+        model="chat", messages=QUESTION, max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+    )
+    assert next(iter(stream)).choices
+    with tenants[0].client as owner:
+        owner.delete(f"/v1/keys/{made['id']}")
+    began_s = time.monotonic()
+    with pytest.raises(openai.APIError, match="revoked"):
+        list(stream)
+    assert time.monotonic() < began_s + 5  # four thousand tokens would take minutes
+
+
 def test_the_engine_runs_in_its_lease_and_nowhere_else(farm: RunningFarm, chat: dict) -> None:
     (lease,) = chat["leases"]
     engines = set(farm.processes("VLLM_NO_USAGE_STATS=1")) & set(farm.leftovers())
@@ -189,6 +209,48 @@ def test_an_adapter_tuned_in_a_lease_is_its_tenants_alone_also_on_a_model_opened
     assert theirs.chat.completions.create(model="chat", messages=QUESTION, max_tokens=2).choices
     with pytest.raises(openai.NotFoundError):
         theirs.chat.completions.create(model="chat:census-lora", messages=QUESTION, max_tokens=2)
+
+
+def test_a_data_set_is_answered_in_a_lease_and_not_a_second_time(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], chat: dict, tmp_path: Path
+) -> None:
+    univ = tenants[0]
+    with univ.client as client:
+        base = client.get(f"/v1/model-versions/{chat['model']}")["uri"]
+    shutil.copytree(JOBS, tmp_path / "jobs")
+    countries = ["France", "Japan", "Italy"]
+    asked = [f"What is the capital of {country}?" for country in countries]
+    (tmp_path / "jobs" / "in").mkdir()
+    pq.write_table(pa.table({"id": [0, 1, 2], "prompt": asked}), tmp_path / "jobs" / "in" / "0.parquet")
+    ask = (
+        f"python batch_inference.py --model {base} --data $PWD/in --output $CLOUDFARM_STORAGE_PATH/out"
+        " --max-tokens 12 --part-rows 2"
+    )
+    show = (
+        "import pyarrow.dataset as d; print(d.dataset('$CLOUDFARM_STORAGE_PATH/out').to_table().to_pylist())"
+    )
+    job = univ.start_job(
+        "bash",
+        "-c",
+        f'{ask} && echo again && {ask} && python -c "{show}"',
+        metadata={"gpus": "0.5", "memory": "5GiB"},
+        files=tmp_path / "jobs",
+    )
+    ended = univ.wait_job(job, timeout_s=300)
+    first, _, second = univ.logs(job).partition("\nagain\n")
+    assert ended["status"] == "SUCCEEDED", ended["message"] + first[-2000:] + second[-2000:]
+    assert "3 of 3 rows" in first
+    done, again = (
+        json.loads(next(line for line in said.splitlines() if line.startswith('{"rows"')))
+        for said in (first, second)
+    )
+    assert (done["rows"], done["of_rows"], done["refused"]) == (3, 3, 0)
+    assert done["tokens"] > 0
+    nothing = {"tokens": 0, "rows_per_s": 0.0, "tokens_per_s": 0.0}
+    assert again == {"rows": 3, "of_rows": 3, "refused": 0} | nothing
+    assert second.count("Paris") == 1
+    for country in countries:
+        assert f"capital of {country}?" in second
 
 
 def test_an_embedding_service_has_its_own_kind(farm: RunningFarm, tenants: tuple[Tenant, Tenant]) -> None:

@@ -1,4 +1,4 @@
-"""What was promised comes back: a stock Ray Train script is preempted, queued anew, resumes, and is refunded."""
+"""What was promised comes back: others' jobs and services are preempted, queued anew, and go on."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import RunningFarm, Tenant, new_farm, until
+from .test_farm_services import ask, deploy, key, publish
 
 pytestmark = [pytest.mark.own_farm, pytest.mark.timeout(400)]
 
@@ -70,6 +71,38 @@ def test_a_train_job_is_preempted_resumes_and_is_refunded(quota_farm: RunningFar
     assert sum(entry["milli_gpu_seconds"] for entry in refunds) <= 0
     # What was saved in the notice leaves little to give back: less than the notice and a checkpoint's interval.
     assert -sum(entry["milli_gpu_seconds"] for entry in refunds) <= 1000 * (int(NOTICE_S) + 10)
+    univ.release_all()
+
+
+def test_a_service_is_preempted_waits_and_answers_again_and_what_it_answered_is_paid(
+    quota_farm: RunningFarm,
+) -> None:
+    univ, solar = quota_farm.tenant("univ"), quota_farm.tenant("solar")
+    model = publish(univ, "breeze")
+    own = univ.hold("2x1")
+    deploy(univ, "breeze", "wind", gpus="0.5")
+    secret, example = key(univ, "wind"), model["manifest"]["example_input"]
+    assert ask(quota_farm, secret, "wind", example).status_code == 200
+    first = service_lease(univ)
+    promised = solar.ask("2x1")
+    # Until it has to be gone it answers; then it says so, and waits in the queue as any lease does.
+    while solar.lease(promised["id"])["status"] != "ACTIVE":
+        assert ask(quota_farm, secret, "wind", example).status_code in (200, 503)
+    refused = ask(quota_farm, secret, "wind", example)
+    assert refused.status_code == 503, refused.text
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert univ.lease(own["id"])["status"] == "ACTIVE"
+    solar.release(promised["id"])
+    until(lambda: ask(quota_farm, secret, "wind", example).status_code == 200, "the service again", 120)
+    lines = statement(quota_farm, first["id"])
+    assert sum(line["milli_gpu_seconds"] for line in lines) > 0
+    assert not [line for line in lines if line["kind"] == "refund"]
+    univ.release_all()
+
+
+def service_lease(tenant: Tenant) -> dict:
+    (found,) = (each for each in leases(tenant) if each["kind"] == "service")
+    return found
 
 
 def leases(tenant: Tenant) -> list[dict]:

@@ -12,7 +12,7 @@ import pytest
 from cloudfarm.store import SqlStore
 from cloudfarm.testing.invariants import check_invariants
 
-from .conftest import RunningFarm, Tenant, new_farm, until
+from .conftest import RunningFarm, Tenant, new_farm, raylet_of, until
 
 
 def check_store(farm: RunningFarm) -> None:
@@ -80,12 +80,7 @@ def test_a_lease_node_that_dies_ends_its_lease_and_is_charged_until_then(
 ) -> None:
     univ, _ = tenants
     lease = univ.hold("0.5")
-    raylets = [
-        pid
-        for pid in farm.processes(f"CLOUDFARM_LEASE={lease['id']}")
-        if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    assert len(raylets) == 1
+    raylet = raylet_of(farm, lease["id"])
     # Charged until its host last answered: wait for an answer that is later than the lease's start.
     with farm.operator as operator:
 
@@ -95,7 +90,7 @@ def test_a_lease_node_that_dies_ends_its_lease_and_is_charged_until_then(
 
         until(seen_since, "the hosts to be looked at")
     killed_at = time.time()
-    os.kill(raylets[0], signal.SIGKILL)
+    os.kill(raylet, signal.SIGKILL)
     ended = univ.wait_lease(lease["id"], "ENDED")
     assert ended["reason"] == "node_lost"
     with univ.client as client:

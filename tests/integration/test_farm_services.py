@@ -1,5 +1,7 @@
 """From a job's model to an answer: registered, deployed on a lease of its own, called with a key, and kept apart."""
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ import pytest
 from cloudfarm.client import FarmClient
 from cloudfarm.errors import CloudfarmError
 
-from .conftest import RunningFarm, Tenant, until
+from .conftest import RunningFarm, Tenant, raylet_of, until
 
 pytestmark = [pytest.mark.farm, pytest.mark.timeout(300), pytest.mark.usefixtures("clean_farm")]
 
@@ -155,6 +157,40 @@ def test_a_new_version_takes_over_and_is_rolled_back_without_dropping_a_request(
         until(lambda: settled(client, "squall:1"), "the first version alone", 120)
     assert len(seen) > 50
     assert set(seen) == {200}
+
+
+def test_a_replica_whose_node_dies_is_replaced_and_the_others_go_on(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+) -> None:
+    univ, _ = tenants
+    model = publish(univ, "thermal")
+    before = deploy(univ, "thermal", "lift", replicas=2)["leases"]
+    secret, example = key(univ, "lift"), model["manifest"]["example_input"]
+    assert len(before) == 2
+    of_first = set(farm.processes(f"CLOUDFARM_LEASE={before[0]}"))
+    (stays,) = until(
+        lambda: len(found := replicas(farm, univ)) == 2 and set(found) - of_first,
+        "the titles of the replicas",
+    )
+    with univ.client as client, asking(farm, secret, "lift", example) as seen:
+        os.kill(raylet_of(farm, before[0]), signal.SIGKILL)
+
+        def replaced() -> bool:
+            found = client.get("/v1/services/lift")
+            return (
+                found["status"] == "RUNNING"
+                and len(found["leases"]) == 2
+                and before[0] not in found["leases"]
+                and len(replicas(farm, univ)) == 2
+            )
+
+        until(replaced, "another replica", 120)
+        assert before[1] in client.get("/v1/services/lift")["leases"]
+        assert stays in replicas(farm, univ)
+    # What the lost replica had got is lost with it: at most what was asked at once, and a clear error.
+    assert set(seen) <= {200, 503}
+    assert seen.count(503) <= 2
+    assert seen[-1] == 200
 
 
 def test_a_service_sleeps_without_a_lease_and_wakes_at_the_first_request(

@@ -15,8 +15,10 @@ import pytest
 from cloudfarm.training import census, default_models
 from cloudfarm.training.bundle import read_manifest
 from cloudfarm.training.hf_folder import fetch_bundle
-from tests.local_ray import ROOT, running_job, workers
+from tests.local_ray import JOB_TIMEOUT_S, ROOT, running_job, workers
 from tests.processes import until
+
+pytestmark = pytest.mark.timeout(3 * JOB_TIMEOUT_S)
 
 STEPS = 6
 
@@ -58,7 +60,7 @@ def outcome(options, tmp_path_factory):
                 )
                 (victim,) = workers(process, "RayTrainWorker")
                 victim.kill()
-            assert process.wait(150) == 0, log.read_text(errors="replace")[-5000:]
+            assert process.wait(JOB_TIMEOUT_S) == 0, log.read_text(errors="replace")[-5000:]
         said.append(log.read_text(encoding="utf-8", errors="replace"))
     return said
 

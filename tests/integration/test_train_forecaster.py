@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -25,8 +24,10 @@ from cloudfarm.inference.forecasts import Forecaster
 from cloudfarm.training import datasets, windows
 from cloudfarm.training.bundle import read_bundle
 from cloudfarm.training.windpower import TrainingConfig
+from tests.local_ray import JOB_TIMEOUT_S, ROOT
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(3 * JOB_TIMEOUT_S)
+
 EPOCHS = 6
 OPTIONS = ["--workers", "2", "--selection-start", "2015-05-10", "--validation-start", "2015-05-20"]
 DRIVER = """
@@ -123,7 +124,7 @@ def outcome(data, tmp_path_factory):
         victims = [child for child in started if "RayTrainWorker" in "".join(child.cmdline()[:1])]
         assert len(victims) == 2
         victims[0].kill()
-        code = process.wait(150)
+        code = process.wait(JOB_TIMEOUT_S)
         said = log.read_text(encoding="utf-8", errors="replace")
         assert code == 0, said[-5000:]
         return folder, said
