@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks import small_model
 from benchmarks.figures import Row, Series, median_interval
-from benchmarks.running_farm import BenchFarm, BenchmarkError, until
+from benchmarks.running_farm import DEADLINE_S, BenchFarm, BenchmarkError, until
 from benchmarks.serving import TITLES
 from benchmarks.sides import Bare, Endpoint, prompts
 from cloudfarm.raylayer.launcher import procs
@@ -189,10 +189,12 @@ async def streams(farm: BenchFarm, ours: Endpoint, say: Say) -> dict[str, float]
     }
 
 
-def publish(farm: BenchFarm, entrypoint: str, say: Say) -> None:
+def publish(
+    farm: BenchFarm, entrypoint: str, say: Say, *, gpus: str = "0", deadline_s: float = DEADLINE_S
+) -> None:
     """Let the tenant publish a model as it would: by a job."""
     say(f"publishing: {entrypoint}")
-    asked = {"entrypoint": entrypoint, "metadata": {"gpus": "0", "memory": "5GiB"}}
+    asked = {"entrypoint": entrypoint, "metadata": {"gpus": gpus, "memory": "5GiB"}}
     job = farm.tenant.post("/api/jobs/", asked)["submission_id"]
 
     def ended() -> bool:
@@ -201,7 +203,7 @@ def publish(farm: BenchFarm, entrypoint: str, say: Say) -> None:
             raise BenchmarkError(found["message"])
         return bool(found["status"] == "SUCCEEDED")
 
-    until(ended, "the model")
+    until(ended, "the model", deadline_s)
 
 
 @contextmanager

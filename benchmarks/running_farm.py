@@ -158,16 +158,16 @@ def clean_env() -> dict[str, str]:
     return {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
-def until(look: Callable[[], Any], what: str) -> Any:
+def until(look: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
     """Return the first look that is true; neither Ray nor the API tell of changes by themselves.
 
     Raises:
         BenchmarkError: if it stays false.
     """
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not (found := look()):
         if time.monotonic() > deadline:
-            raise BenchmarkError(f"waited {DEADLINE_S:.0f} s in vain for {what}")
+            raise BenchmarkError(f"waited {deadline_s:.0f} s in vain for {what}")
         time.sleep(0.05)
     return found
 
