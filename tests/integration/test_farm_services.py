@@ -112,6 +112,8 @@ def test_a_model_is_registered_served_and_kept_apart(
     assert httpx.post(f"{farm.url}/v1/services/wind/predict", json=example).status_code == 401
     with univ.client as client:
         client.delete("/v1/services/wind")
+        # After its lease: a service that is being deleted is not gone yet, and says so.
+        until(lambda: not client.get("/v1/services"), "the service to go")
     univ.wait_lease(lease["id"], "ENDED")
     assert ask(farm, secret, "wind", example).status_code == 404
 
