@@ -5,12 +5,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import httpx
 import openai
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import BaseModel, Field
 
 from .conftest import RunningFarm, Tenant, until
 
@@ -19,6 +21,13 @@ JOBS = Path(__file__).parents[2] / "jobs"
 pytestmark = [pytest.mark.farm, pytest.mark.timeout(600)]
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+class Place(BaseModel):
+    """What the model is to answer with."""
+
+    city: Annotated[str, Field(max_length=20)]
+    country: Literal["France", "대한민국"]
 
 
 def client_of(farm: RunningFarm, secret: str) -> openai.OpenAI:
@@ -87,14 +96,19 @@ def test_the_stock_client_gets_whole_and_streamed_answers_and_each_token_is_char
 
     more = client.completions.create(model="chat", prompt="1, 2, 3, 4,", temperature=0, max_tokens=8)
     assert "5" in more.choices[0].text
-    tokens = 2 * whole.usage.completion_tokens + more.usage.completion_tokens
+    parsed = client.chat.completions.parse(
+        model="chat", messages=QUESTION, response_format=Place, temperature=1.5, max_tokens=60
+    )
+    assert parsed.choices[0].message.parsed.country in ("France", "대한민국")
+    asked = (whole, whole, more, parsed)
+    tokens = sum(each.usage.completion_tokens for each in asked)
     used = until(
         lambda: (found := served(tenants[0], made["id"])).get("completion_tokens") == tokens and found,
         "the ledger",
         20,
     )
-    assert used["requests"] == 3
-    assert used["prompt_tokens"] == 2 * whole.usage.prompt_tokens + more.usage.prompt_tokens
+    assert used["requests"] == len(asked)
+    assert used["prompt_tokens"] == sum(each.usage.prompt_tokens for each in asked)
     assert used["milli_gpu_ms"] > 0
 
 

@@ -124,6 +124,33 @@ async def test_the_parameters_arrive_in_the_farms_words(door: FrontDoor):
     )
 
 
+@pytest.mark.parametrize(
+    ("response_format", "schema"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        (
+            {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "city",
+                    "strict": True,
+                    "schema": {"enum": ["서울"]},
+                    "description": "x",
+                },
+            },
+            {"enum": ["서울"]},
+        ),
+    ],
+)
+async def test_a_format_arrives_as_its_schema(door: FrontDoor, response_format, schema):
+    answer = await ask(door, response_format=response_format)
+    assert answer.status_code == 200, answer.text
+    ((_, request),) = door.inference.generations
+    given = request.sampling.json_schema
+    assert (None if given is None else json.loads(given)) == schema
+
+
 async def test_what_is_not_said_is_openais_default(door: FrontDoor):
     nulls = dict.fromkeys(["max_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "tools"])
     await ask(door)

@@ -16,6 +16,12 @@ BODIES = {
     COMPLETIONS: {"model": "talk", "prompt": "hello"},
     EMBEDDINGS: {"model": "meaning", "input": "hello"},
 }
+
+
+def schema_named(name, schema=None):
+    return {"name": name, "schema": {"type": "object"} if schema is None else schema}
+
+
 UNSUPPORTED = {
     CHAT: {
         "tools": [{"type": "function"}],
@@ -24,7 +30,6 @@ UNSUPPORTED = {
         "function_call": {"name": "f"},
         "logprobs": True,
         "top_logprobs": 3,
-        "response_format": {"type": "json_object"},
         "logit_bias": {"5": 1},
         "audio": {"voice": "x"},
         "modalities": ["audio"],
@@ -122,6 +127,24 @@ async def send(door: FrontDoor, content: bytes | str, path: str = CHAT, kind: st
         ("stream_options", {"include_usage": True}),
         ("stream_options", 5),
         ("ignore_eos", 1),
+        ("response_format", "json_object"),
+        ("response_format", {"type": "grammar"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "text", "json_schema": schema_named("x")}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}),
+        ("response_format", {"type": "json_schema", "json_schema": schema_named("a b")}),
+        ("response_format", {"type": "json_schema", "json_schema": schema_named("x", "string")}),
+        (
+            "response_format",
+            {
+                "type": "json_schema",
+                "json_schema": schema_named("x", {"items": [{"$ref": "https://x.org/a"}]}),
+            },
+        ),
+        (
+            "response_format",
+            {"type": "json_schema", "json_schema": schema_named("x", {"a": "x" * (1 << 16)})},
+        ),
     ],
 )
 async def test_values_that_can_never_be_right(door: FrontDoor, param, value):
@@ -291,6 +314,8 @@ async def test_not_every_wrong_member_is_looked_at(door: FrontDoor, path):
         '"top_p": NaN',
         '"stop": "\\ud800"',
         '"messages": [{"role": "user", "content": "\\udfff"}]',
+        '"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": "\\udfff"}}}',
+        '"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": NaN}}}',
         '"messages": [{"role": "user", "content": [{"type": "text", "text": "\\udfff"}]}]',
     ],
 )

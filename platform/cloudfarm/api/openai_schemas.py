@@ -3,6 +3,8 @@
 What it does not do is refused, not ignored, unless it is asked for in a way that changes nothing (``tools: null``).
 """
 
+import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
@@ -30,6 +32,9 @@ MAX_PROMPTS = 64
 MAX_PROMPT_TOKENS = 1 << 17
 MAX_INPUTS = 2048
 MAX_TOKENS = 1 << 20
+MAX_SCHEMA = 1 << 16
+"""Characters."""
+ANY_OBJECT = '{"type": "object"}'
 COMPLETION_TOKENS = 16
 """What a completion is long that does not say, as OpenAI has it; a chat goes on until the model ends it."""
 _INT64 = 1 << 63
@@ -70,6 +75,36 @@ def _no_token_ids(given: Any) -> Any:
             "sends texts with check_embedding_ctx_length=False)"
         )
     return given
+
+
+def _as_schema(given: Any) -> str:
+    """Return an object in JSON."""
+    if not isinstance(given, dict):
+        raise ParameterError("must be an object")
+    try:
+        text = json.dumps(given, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError) as bad:
+        raise ParameterError(f"this is no JSON: {bad}") from None
+    if len(text) > MAX_SCHEMA:
+        raise ParameterError(f"the schema has {len(text)} characters; at most {MAX_SCHEMA} are read")
+    if any(not ref.startswith("#") for ref in _refs(given)):
+        raise ParameterError(
+            "a schema may refer to its own parts only ($ref: #/...)"
+        )  # engines read over others
+    return _encodable(text)
+
+
+def _refs(schema: Any) -> Iterator[str]:
+    """Yield what the parts of a schema refer to."""
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += part.values()
+            if isinstance(ref := part.get("$ref"), str):
+                yield ref
+        elif isinstance(part, list):
+            parts += part
 
 
 Number = StrictInt | StrictFloat
@@ -141,7 +176,7 @@ class SampledBody(OpenAiBody):
         """Whether a stream is to end with what it used."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def _sampling(self, max_tokens: int | None) -> Sampling:
+    def _sampling(self, max_tokens: int | None, json_schema: str | None = None) -> Sampling:
         def given(value: float | None, default: float) -> float:
             return default if value is None else float(value)
 
@@ -157,6 +192,7 @@ class SampledBody(OpenAiBody):
             seed=self.seed,
             choices=self.n or 1,
             ignore_eos=bool(self.ignore_eos),
+            json_schema=json_schema,
         )
 
 
@@ -194,6 +230,37 @@ class ChatMessage(Part):
         return Message(role, said if isinstance(said, str) else "".join(part.text for part in said))
 
 
+class JsonSchema(Part):
+    """A schema that the answer has to follow. It is followed in any case, also where ``strict`` is false."""
+
+    name: Annotated[StrictStr, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    description: Ignored = None
+    text: Annotated[
+        str, BeforeValidator(_as_schema), WithJsonSchema({"type": "object"}), Field(alias="schema")
+    ]
+    strict: StrictBool | None = None
+
+
+class ResponseFormat(Part):
+    """What an answer has to be: any text, any object in JSON, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ParameterError("json_schema belongs to the type json_schema, and it to that")
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """The schema to follow, in JSON; None if there is none."""
+        if self.json_schema is not None:
+            return self.json_schema.text
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
 class ChatBody(SampledBody):
     """``POST /v1/chat/completions``."""
 
@@ -213,7 +280,7 @@ class ChatBody(SampledBody):
     tool_choice: Annotated[Any, Only("none", "auto")] = None
     functions: Annotated[Any, Only([])] = None
     function_call: Annotated[Any, Only("none", "auto")] = None
-    response_format: Annotated[Any, Only({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     modalities: Annotated[Any, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     moderation: Annotated[Any, Only()] = None
@@ -234,7 +301,10 @@ class ChatBody(SampledBody):
     def generation(self) -> Generation:
         """Return the request in the farm's words."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return Generation(self._sampling(most), messages=tuple(each.message() for each in self.messages))
+        schema = None if self.response_format is None else self.response_format.schema_text
+        return Generation(
+            self._sampling(most, schema), messages=tuple(each.message() for each in self.messages)
+        )
 
 
 class CompletionBody(SampledBody):

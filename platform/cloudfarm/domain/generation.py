@@ -23,6 +23,8 @@ class Sampling:
     """How many answers to one prompt."""
     ignore_eos: bool = False
     """Go on to ``max_tokens`` whatever the model says: for measurements."""
+    json_schema: str | None = None
+    """What each answer has to be, as JSON schema in JSON; one that has come to its end is a value of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import transformers
 
 from cloudfarm.domain.bundles import CAUSAL_LM
 from cloudfarm.domain.generation import Generation, Piece, Refusal, Sampling, ToEmbed
-from cloudfarm.errors import NotFoundError
+from cloudfarm.errors import InvalidInputError, NotFoundError
 from cloudfarm.inference.adapters import Adapters
 from cloudfarm.inference.asked import Prompts, check_sampling
 from cloudfarm.inference.engine import EngineName, LocalAdapter, open_engine
@@ -86,6 +86,13 @@ class Completions:
     async def generate(self, request: Generation) -> AsyncGenerator[Piece | Refusal]:
         """Answer one request: pieces, or one refusal and nothing else. Closing the generator ends the work."""
         refusal = check_sampling(request.sampling)
+        if refusal is None and request.sampling.json_schema is not None and not self._engine.follows_schemas:
+            name = self._engine.describe()["name"]
+            refusal = Refusal(
+                f"the service's engine, {name}, cannot be held to a format",
+                "response_format",
+                "unsupported_parameter",
+            )
         if refusal is not None:
             yield refusal
             return
@@ -109,6 +116,8 @@ class Completions:
                         yield piece
         except (BundleError, NotFoundError) as bad:
             yield Refusal(f"the adapter cannot be served: {bad.detail}", "model")
+        except InvalidInputError as bad:
+            yield Refusal(bad.detail, "response_format")
 
     async def _answer(
         self, place: int, prompt: list[int], sampling: Sampling, adapter: LocalAdapter | None

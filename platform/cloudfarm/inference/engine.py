@@ -44,6 +44,8 @@ class Engine(Protocol):
     context_tokens: int
     """The most that a prompt and its answer may have together: the model's, or less where memory is short."""
     vocabulary: int
+    follows_schemas: bool
+    """Whether it can be asked for answers by a JSON schema."""
 
     @property
     def cache_tokens(self) -> int | None:
@@ -60,6 +62,7 @@ class Engine(Protocol):
 
         Raises:
             BundleError: the engine cannot load the adapter.
+            InvalidInputError: before anything else, the engine cannot follow the schema.
         """
         ...
 

@@ -78,6 +78,8 @@ class TransformersEngine:
         cache_bytes: for keys and values on a CPU; None where there is a GPU.
     """
 
+    follows_schemas = False
+
     def __init__(self, folder: Path, context_tokens: int, cache_bytes: int | None) -> None:
         transformers.utils.logging.disable_progress_bar()  # a replica's log is no terminal
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

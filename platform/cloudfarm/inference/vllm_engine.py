@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import multiprocessing
 import os
+import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 
 from cloudfarm.domain.generation import Piece, Sampling
-from cloudfarm.errors import UnavailableError
+from cloudfarm.errors import InvalidInputError, UnavailableError
 from cloudfarm.inference.engine import MAX_ADAPTERS, Device, LocalAdapter
 from cloudfarm.inference.keeper import Keeper
 from cloudfarm.inference.memory import GPU_PART, gpu_memory_fraction
@@ -33,16 +34,23 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)  # read when vLLM is imported
 
 import vllm  # noqa: E402
+from vllm.config import StructuredOutputsConfig  # noqa: E402
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm.inputs import tokens_input  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
-from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
+from vllm.sampling_params import (  # noqa: E402
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 from cloudfarm.inference.vllm_cpu import CpuExecutor  # noqa: E402
 
 CPU_SEQUENCES = 32
+_PLACE_IN_XGRAMMAR = re.compile(r"\[[0-9:]+\] \S+:\d+: ")
 MAX_ADAPTERS_KEPT = 16
 """In memory."""
 
@@ -56,6 +64,8 @@ class VllmEngine:
         device: what vLLM's build and the lease have.
         cache_bytes: for keys and values; None: vLLM measures what is free, of a GPU that nobody else uses.
     """
+
+    follows_schemas = True
 
     def __init__(self, folder: Path, context_tokens: int, device: Device, cache_bytes: int | None) -> None:
         sized: dict[str, Any] = (
@@ -83,6 +93,10 @@ class VllmEngine:
                 max_lora_rank=MAX_RANK,
                 max_loras=MAX_ADAPTERS,
                 max_cpu_loras=MAX_ADAPTERS_KEPT,
+                structured_outputs_config=StructuredOutputsConfig(
+                    backend="xgrammar",
+                    disable_any_whitespace=True,  # a small model goes on with spaces to the end of its context
+                ),
                 disable_log_stats=True,
                 **sized,
             )
@@ -124,6 +138,9 @@ class VllmEngine:
             max_tokens=max_tokens,
             output_kind=RequestOutputKind.DELTA,
         )
+        if sampling.json_schema is not None:
+            params.structured_outputs = StructuredOutputsParams(json=sampling.json_schema)
+            await asyncio.to_thread(self._check_schema, params)
         outputs = self._engine.generate(
             tokens_input(list(prompt)), params, str(next(self._names)), lora_request=lora
         )
@@ -164,6 +181,16 @@ class VllmEngine:
         self._engine.shutdown()
         self._keeper.close()
         del self._engine  # its own finalizer would fail when the interpreter ends
+
+    def _check_schema(self, params: SamplingParams) -> None:
+        config = self._engine.vllm_config
+        try:
+            params.verify(
+                config.model_config, None, config.structured_outputs_config, self._engine.get_tokenizer()
+            )
+        except VLLMValidationError as refused:
+            why = _PLACE_IN_XGRAMMAR.sub("", str(refused))
+            raise InvalidInputError(f"the engine cannot follow this schema: {why}") from refused
 
     async def _load(self, adapter: LocalAdapter) -> LoRARequest:
         lora = LoRARequest(str(adapter.number), adapter.number, str(adapter.folder))
