@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 
 from cloudfarm.domain.lease import Slice
+from cloudfarm.errors import UnavailableError
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem
+from cloudfarm.troubles import Troubles
+from cloudfarm.usecases.farm import TROUBLES_MS
 
 HOUR_MS = 3_600_000
 
@@ -38,6 +41,19 @@ async def test_farm_for_operators_and_for_tenants(door: FrontDoor):
     assert {lease["tenant"] for lease in mine["leases"]} == {"alpha"}
     assert "host_list" not in mine
     assert mine["waiting_leases"] == 2
+
+
+async def test_operators_see_what_went_wrong_within_a_day(door: FrontDoor):
+    troubles = Troubles(door.store, door.clock)
+    await troubles.tell("counting", UnavailableError("the disk is full"))
+    door.clock.advance(TROUBLES_MS - 1)
+    await troubles.tell("reading", UnavailableError("the disk is full"))
+    for passed_ms, left in ((0, ["reading", "counting"]), (1, ["reading"]), (TROUBLES_MS, [])):
+        door.clock.advance(passed_ms)
+        seen = (await door.call("operator", "GET", "/v1/farm")).json()["troubles"]
+        assert [each["message"] for each in seen] == [f"{what}: the disk is full" for what in left]
+    assert "troubles" not in (await door.call("alpha.admin", "GET", "/v1/farm")).json()
+    assert (await door.call("alpha.admin", "GET", "/v1/events")).json() == []
 
 
 async def test_a_cordoned_host_gets_no_new_slice(door: FrontDoor):

@@ -27,10 +27,10 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "ports": {"domain", "errors", "ports"},
     "settings": {"pydantic", "pydantic_settings"},
     # Of the past: what of it decisions look back at, and what forecasts learn from it.
-    "steward": {*CORE, "steward", "scheduler.history", "scheduler.calibration"},
+    "steward": {*CORE, "troubles", "steward", "scheduler.history", "scheduler.calibration"},
     "scheduler": {"domain", "errors", "scheduler", "steward.view", "numpy"},
     # What a quota holds is counted for people as it is for the decision.
-    "usecases": {*CORE, "usecases", "settings", "scheduler.standing", "scheduler.space"},
+    "usecases": {*CORE, "troubles", "usecases", "settings", "scheduler.standing", "scheduler.space"},
     # What implements the ports, and what is called from outside. None of these knows another.
     "store": {*CORE, "store", "sqlalchemy", "alembic"},
     "raylayer": {
@@ -38,10 +38,11 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "ray", "grpc", "httpx", "psutil", "websockets", "runtime_env_agent", "runtime_env_consts",
     },
     "api": {
-        *CORE, "api", "usecases", "settings", "fastapi", "starlette", "pydantic", "httpx", "uvicorn",
+        *CORE, "troubles", "api", "usecases", "settings", "fastapi", "starlette", "pydantic", "httpx", "uvicorn",
     },
     "artifacts": {*CORE, "pyarrow"},
     "journal": CORE,
+    "troubles": CORE,
     # What the thin jobs and services call: usable under plain Ray, without a farm. Of the domain its words.
     "training": {
         "training", "domain.bundles", "errors", "ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors",

@@ -11,6 +11,8 @@ from cloudfarm.steward.scaling import SILENT_MS, is_fresh, wanted_replicas
 from cloudfarm.testing.clock import ManualClock
 from cloudfarm.testing.factories import make_revision, make_service
 from cloudfarm.testing.fakes_api import FakeNudge
+from cloudfarm.testing.memory_store import MemoryStore
+from cloudfarm.troubles import Troubles
 from cloudfarm.usecases import load
 from cloudfarm.usecases.load import LoadReporter, Loads
 from cloudfarm.usecases.revisions import Running
@@ -167,7 +169,7 @@ class TestLoads:
 
 async def test_the_steward_is_told_every_second() -> None:
     nudge = FakeNudge()
-    reporter = LoadReporter(Loads(ManualClock()), nudge)
+    reporter = LoadReporter(Loads(ManualClock()), nudge, Troubles(MemoryStore(), ManualClock()))
     reporter.step()
     assert len(nudge.reports) == 1
     running = asyncio.create_task(reporter.run())
@@ -178,7 +180,8 @@ async def test_the_steward_is_told_every_second() -> None:
 
 async def test_the_steward_is_told_again_after_a_mistake_of_ours(monkeypatch, caplog) -> None:
     monkeypatch.setattr(load, "EVERY_S", 0.0)
-    reporter = LoadReporter(Loads(ManualClock()), FakeNudge())
+    store = MemoryStore()
+    reporter = LoadReporter(Loads(ManualClock()), FakeNudge(), Troubles(store, ManualClock()))
     with monkeypatch.context() as broken:
         broken.setattr(FakeNudge, "report", lambda _self, _report: 1 // 0)
         running = asyncio.create_task(reporter.run())
@@ -188,7 +191,10 @@ async def test_the_steward_is_told_again_after_a_mistake_of_ours(monkeypatch, ca
         await asyncio.sleep(0)
     running.cancel()
     assert reporter.nudge.reports
-    assert "ZeroDivisionError" in caplog.text
+    assert caplog.text.count("ZeroDivisionError: ") == 1
+    async with store.begin(write=False) as uow:
+        (told,) = await uow.events.list()
+    assert told.message.startswith("telling the steward of the load: ZeroDivisionError at ")
 
 
 @given(st.integers(1, 99), st.integers(0, 10_000))

@@ -27,6 +27,7 @@ from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
 from cloudfarm.testing.memory_journal import MemoryJournal
 from cloudfarm.testing.memory_store import MemoryStore
+from cloudfarm.troubles import Troubles
 from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.inference import Calls
 from cloudfarm.usecases.load import LoadReporter, Loads
@@ -151,7 +152,7 @@ class SleepMachine(RuleBasedStateMachine):
         self.replicas = Replicas(farm)
         self.farm.serving.taking = asyncio.Event()
         loads = Loads(farm.clock)
-        self.reporter = LoadReporter(loads, self)
+        self.reporter = LoadReporter(loads, self, Troubles(farm.store, farm.clock))
         room = WaitingRoom(store, farm.clock, loads, self, most_waiting=1_000, timeout_s=10**6, poll_s=0)
         meter = Meter(farm.store, farm.clock, MemoryJournal())
         self.calls = Calls(

@@ -404,7 +404,7 @@ async def test_a_mistake_in_one_order_keeps_no_other_from_being_carried_out(
     assert "Traceback" in caplog.text
     with pytest.raises(RecursionError, match="a mistake"):  # no test passes over it
         await farm.settle()
-    farm.steward.actor.mistake = None
+    farm.steward.actor.troubles.mistake = None
     await farm.settle()
     assert await statuses(farm, "l0") == [LeaseStatus.ACTIVE]
 

@@ -23,6 +23,7 @@ from cloudfarm.api.routers import (
     session,
     tenants,
 )
+from cloudfarm.troubles import Troubles
 from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.inference import Calls
 from cloudfarm.usecases.load import LoadReporter, Loads
@@ -61,6 +62,7 @@ def create_app(context: ApiContext) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.context = context
+    app.state.troubles = Troubles(context.store, context.clock)
     app.state.loads = Loads(context.clock)
     room = WaitingRoom(
         context.store,
@@ -89,7 +91,7 @@ def create_app(context: ApiContext) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    reporter = LoadReporter(app.state.loads, app.state.context.nudge)
+    reporter = LoadReporter(app.state.loads, app.state.context.nudge, app.state.troubles)
     reporting = asyncio.create_task(reporter.run())
     # trust_env off: a proxy from the environment must not get to see the cluster's token.
     async with httpx.AsyncClient(

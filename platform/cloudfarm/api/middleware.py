@@ -69,9 +69,10 @@ class Boundary:
             await self._app(scope, receive, send_on)
         except ClientGoneError:
             log.info("%s %s: the client went away", scope["method"], quoted(scope["path"]))
-        except Exception:
+        except Exception as mistake:
             incident = secrets.token_hex(6)
             log.exception("incident %s: %s %s", incident, scope["method"], quoted(scope["path"]))
+            await scope["app"].state.troubles.tell("answering a request", mistake)
             if started:
                 raise  # too late for an answer: the server cuts the connection, which tells the client
             error = CloudfarmError(

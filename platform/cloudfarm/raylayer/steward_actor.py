@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 NAME = "steward"
 OPEN_PAUSE_S = 5.0
+TELL_S = 5.0
+"""How long a steward that failed tries to tell the operators."""
 
 
 class StewardActor:
@@ -50,9 +53,11 @@ class StewardActor:
                 both.create_task(_open(self._steward.actor.serving))
         except* FencedError:  # the newer one opens the farm, too
             log.warning("a newer steward has taken over; this one ends")
-        except* Exception:
+        except* Exception as failed:  # noqa: BLE001 - it is told, and the process ends
             # Nothing can be assumed of what is half done: a fresh process starts from the store and the hosts.
-            log.exception("the steward failed and is started again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TELL_S):
+                    await self._steward.actor.troubles.tell("the steward failed and is started again", failed)
             logging.shutdown()
             os._exit(1)
 

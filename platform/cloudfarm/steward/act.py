@@ -16,6 +16,7 @@ from cloudfarm.steward.lease_orders import LeaseOrders
 from cloudfarm.steward.orders import Handler
 from cloudfarm.steward.service_orders import ServiceOrders
 from cloudfarm.steward.workload_orders import WorkloadOrders
+from cloudfarm.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,15 @@ class Actor:
     max_log_bytes: int
     patience_s: float = 1.0
     """How long a step waits for what it ordered; what takes longer goes on beside the next steps."""
-    mistake: Exception | None = None
-    """The last that no order should have met. It is in the log, and all else goes on; tests end with it."""
+    troubles: Troubles = field(init=False)
+    """What no order should have met goes there, and all else goes on."""
     _under_way: dict[_Key, asyncio.Task[bool]] = field(default_factory=dict)
     _handlers: Mapping[type, Handler] = field(init=False)
     _fenced: FencedError | None = None
     """What an order has met that nobody waited for: the next step raises it, if there is one."""
 
     def __post_init__(self) -> None:
+        self.troubles = Troubles(self.store, self.clock)
         leases = LeaseOrders(self.store, self.hosts, self.artifacts)
         workloads = WorkloadOrders(self.store, self.hosts, self.ray_jobs, self.artifacts, self.max_log_bytes)
         services = ServiceOrders(self.store, self.clock, self.serving)
@@ -107,7 +109,7 @@ class Actor:
                 except CloudfarmError as error:
                     log.warning("%s failed, to be tried again: %s", decision, error)
                 except Exception as error:  # noqa: BLE001 - as in _one
-                    self._note(decision, error)
+                    await self._note(decision, error)
                 else:
                     changes.setdefault(change.lease_id, change)
         ordered = sorted(changes.values(), key=lambda change: not change.is_news)
@@ -160,12 +162,12 @@ class Actor:
         except CloudfarmError as error:
             log.warning("%s failed, to be tried again: %s", decision, error)
         except Exception as error:  # noqa: BLE001 - a steward that it ended would decide the same again, and end again
-            self._note(decision, error)
+            await self._note(decision, error)
         return False
 
-    def _note(self, decision: v.Decision, error: Exception) -> None:
-        self.mistake = error
-        log.error("%s failed of a mistake in the farm's own code", decision, exc_info=error)
+    async def _note(self, decision: v.Decision, error: Exception) -> None:
+        log.error("%s failed: %r", decision, error)
+        await self.troubles.tell(f"carrying out {type(decision).__name__}", error)
 
 
 def _key(decision: v.Decision) -> _Key:

@@ -109,8 +109,8 @@ class MemoryFarm:
         """Let the steward look once, and wait for all that it orders; return how many decisions changed something."""
         changed = await self.steward.step()
         await self.steward.actor.finish()
-        if self.steward.actor.mistake is not None:
-            raise self.steward.actor.mistake
+        if self.steward.actor.troubles.mistake is not None:
+            raise self.steward.actor.troubles.mistake
         return changed
 
     async def settle(self) -> None:

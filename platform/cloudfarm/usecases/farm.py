@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cloudfarm import troubles
 from cloudfarm.clock import Clock
 from cloudfarm.domain.host import Host
 from cloudfarm.domain.lease import Lease, Slice
@@ -12,6 +13,8 @@ from cloudfarm.domain.tenant import Role
 from cloudfarm.errors import ConflictError
 from cloudfarm.ports import Store, UnitOfWork
 from cloudfarm.usecases.access import Principal, in_unit, missing
+
+TROUBLES_MS, MOST_TROUBLES = 86_400_000, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class FarmStatus:
     """When the steward last looked at the farm."""
     steward_silent_ms: int | None
     """How long ago that was."""
+    troubles: tuple[Event, ...]
+    """What went wrong inside the farm within a day, newest first; for operators only."""
 
 
 async def farm_status(store: Store, clock: Clock, principal: Principal) -> FarmStatus:
@@ -49,6 +54,12 @@ async def farm_status(store: Store, clock: Clock, principal: Principal) -> FarmS
         hosts = await uow.hosts()
         leases = await uow.leases.list(open_only=True)
         seen_ms = await uow.last_heartbeat_ms()
+        told = (
+            await uow.events.list(subject=troubles.SUBJECT, limit=MOST_TROUBLES)
+            if principal.is_operator
+            else ()
+        )
+    now_ms = clock.now_ms()
     held = [piece for lease in leases if lease.status.holds_capacity for piece in lease.slices]
     return FarmStatus(
         totals=_totals(hosts, leases, held),
@@ -56,7 +67,10 @@ async def farm_status(store: Store, clock: Clock, principal: Principal) -> FarmS
         hosts=tuple(hosts) if principal.is_operator else (),
         held=tuple(held) if principal.is_operator else (),
         steward_seen_ms=seen_ms,
-        steward_silent_ms=None if seen_ms is None else max(0, clock.now_ms() - seen_ms),
+        steward_silent_ms=None if seen_ms is None else max(0, now_ms - seen_ms),
+        troubles=tuple(
+            event for event in told if event.kind == troubles.KIND and now_ms - event.at_ms < TROUBLES_MS
+        ),
     )
 
 

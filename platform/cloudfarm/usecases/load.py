@@ -1,7 +1,6 @@
 """How much services are asked: counted in the front door, and told to the steward once a second."""
 
 import asyncio
-import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,10 @@ from dataclasses import dataclass, field
 from cloudfarm.clock import Clock
 from cloudfarm.domain.load import WINDOW_MS, Load, LoadReport
 from cloudfarm.ports import Nudge
+from cloudfarm.troubles import Troubles
 
 EVERY_S = 1.0
 _BUCKET_MS = 1_000
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -110,6 +108,7 @@ class LoadReporter:
 
     loads: Loads
     nudge: Nudge
+    troubles: Troubles
 
     def step(self) -> None:
         """Tell it once."""
@@ -120,6 +119,6 @@ class LoadReporter:
         while True:
             try:
                 self.step()
-            except Exception:
-                log.exception("the steward is not told of the load")
+            except Exception as mistake:  # noqa: BLE001 - services that nobody reports the load of would fall asleep
+                await self.troubles.tell("telling the steward of the load", mistake)
             await asyncio.sleep(EVERY_S)

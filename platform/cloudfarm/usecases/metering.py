@@ -6,7 +6,6 @@ hand-over harmless.
 """
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +15,7 @@ from cloudfarm.clock import Clock
 from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_minute
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnauthenticatedError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
+from cloudfarm.troubles import Troubles
 from cloudfarm.usecases.limits import Admission, Allowances, Budget, month_of
 from cloudfarm.usecases.routes import Called, Route, charged_milli_gpus
 from cloudfarm.usecases.use import Use
@@ -25,8 +25,6 @@ MOST_STUCK = 8
 
 Whose = tuple[str, str | None]
 """A tenant, and one of its keys or None for all that it uses."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -59,10 +57,13 @@ class Meter:
     """Whether they must be read again."""
     _recount: bool = True
     """Whether also what the ledger says of this month must."""
-    _failing: str = ""
-    """Why the last step did not do all, which is said once."""
-    _journal_failing: bool = False
+    _unwritable: CloudfarmError | None = None
+    """Why the journal takes nothing at present."""
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _troubles: Troubles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._troubles = Troubles(self.store, self.clock)
 
     def admit(self, called: Called, most_tokens: int = 0) -> Admission:
         """Let a request in that may use so many tokens. Whoever has it let in lets it go, come what may.
@@ -132,8 +133,9 @@ class Meter:
             await self._hand_over()
             if self._changed or self._recount:
                 await self._read_limits()
-            for error in self._stuck.values():
-                raise error
+            for error in (self._unwritable, *self._stuck.values()):
+                if error is not None:
+                    raise error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -157,18 +159,8 @@ class Meter:
     async def _try_step(self) -> None:
         try:
             await self.step()
-        except CloudfarmError as error:
-            self._say(str(error))
-        except Exception as mistake:  # noqa: BLE001 - it is logged; the loop may not end while requests are let in
-            self._say(repr(mistake), mistake)
-        else:
-            self._failing = ""
-
-    def _say(self, why: str, mistake: Exception | None = None) -> None:
-        if why != self._failing:
-            level = logging.WARNING if mistake is None else logging.ERROR
-            log.log(level, "what was used is kept, and handed over later: %s", why, exc_info=mistake)
-        self._failing = why
+        except Exception as error:  # noqa: BLE001 - the loop may not end while requests are let in
+            await self._troubles.tell("what was used is kept, and handed over later", error)
 
     def _write(self, notes: Sequence[Note]) -> None:
         """Write notes into the journal; what it does not take is kept here, and written with the next."""
@@ -177,12 +169,10 @@ class Meter:
             try:
                 self.journal.append(self._unwritten)
             except CloudfarmError as error:
-                if not self._journal_failing:
-                    log.error("what is used cannot be noted, and is only remembered: %s", error)  # noqa: TRY400
-                self._journal_failing = True
+                self._unwritable = error
                 self._unwritten = list(by_minute(self._unwritten))
             else:
-                self._journal_failing = False
+                self._unwritable = None
                 self._unwritten = []
 
     async def _look_after(self) -> None:
@@ -222,7 +212,7 @@ class Meter:
                 await uow.served.append(batch, rows)
                 await uow.commit()
         except AlreadyExistsError:
-            log.info("the batch %s had been handed over before", batch)
+            pass  # handed over before
         except UnavailableError:
             raise  # nothing else is taken either, and the ledger may have this one: no time to count anew
         except CloudfarmError as error:

@@ -37,6 +37,7 @@ async def status(caller: Viewer, context: Context) -> dict[str, Any]:
         "leases": [schemas.LeaseOut.of(lease) for lease in now.leases],
     }
     if caller.is_operator:
+        answer["troubles"] = [schemas.EventOut.of(event) for event in now.troubles]
         answer["host_list"] = [
             {
                 "id": host.id,
