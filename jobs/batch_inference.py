@@ -10,6 +10,7 @@ line printed is a JSON object. Nothing here is about the farm: a lease looks lik
 
 import argparse
 import logging
+from pathlib import Path
 
 import ray
 from pydantic import ValidationError
@@ -35,6 +36,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=128, help="at most so many for each answer")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--json-schema", type=Path, help="file with a JSON schema that every answer follows (vLLM only)"
+    )
     parser.add_argument("--part-rows", type=int, default=32, help="rows that are done, or lost, together")
     parser.add_argument(
         "--engine", choices=("vllm", "transformers"), help="default: vLLM where it is installed"
@@ -53,9 +57,11 @@ def main() -> None:
     options = vars(parse_args())
     workers, use_gpu, engine = (options.pop(name) for name in ("workers", "use_gpu", "engine"))
     try:  # before Ray is started
+        if options["json_schema"] is not None:
+            options["json_schema"] = options["json_schema"].read_text(encoding="utf-8")
         config = BatchConfig(**options)
         claim(config, plan(config))
-    except (ValidationError, CloudfarmError) as bad:
+    except (OSError, UnicodeError, ValidationError, CloudfarmError) as bad:
         raise SystemExit(f"batch_inference: {bad}") from bad
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     if use_gpu is None:

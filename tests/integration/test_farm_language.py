@@ -232,16 +232,18 @@ def test_a_data_set_is_answered_in_a_lease_and_not_a_second_time(
     with univ.client as client:
         base = client.get(f"/v1/model-versions/{chat['model']}")["uri"]
     shutil.copytree(JOBS, tmp_path / "jobs")
-    countries = ["France", "Japan", "Italy"]
+    countries, cities = ["France", "Japan", "Italy"], ["Paris", "Tokyo", "Rome"]
     asked = [f"What is the capital of {country}?" for country in countries]
     (tmp_path / "jobs" / "in").mkdir()
     pq.write_table(pa.table({"id": [0, 1, 2], "prompt": asked}), tmp_path / "jobs" / "in" / "0.parquet")
+    (tmp_path / "jobs" / "city.json").write_text(json.dumps({"enum": cities}))
     ask = (
         f"python batch_inference.py --model {base} --data $PWD/in --output $CLOUDFARM_STORAGE_PATH/out"
-        " --max-tokens 12 --part-rows 2"
+        " --max-tokens 12 --part-rows 2 --json-schema city.json"
     )
     show = (
-        "import pyarrow.dataset as d; print(d.dataset('$CLOUDFARM_STORAGE_PATH/out').to_table().to_pylist())"
+        "import json, pyarrow.dataset as d; "
+        "print(json.dumps(d.dataset('$CLOUDFARM_STORAGE_PATH/out').to_table().to_pylist()))"
     )
     job = univ.start_job(
         "bash",
@@ -262,9 +264,10 @@ def test_a_data_set_is_answered_in_a_lease_and_not_a_second_time(
     assert done["tokens"] > 0
     nothing = {"tokens": 0, "rows_per_s": 0.0, "tokens_per_s": 0.0}
     assert again == {"rows": 3, "of_rows": 3, "refused": 0} | nothing
-    assert second.count("Paris") == 1
-    for country in countries:
-        assert f"capital of {country}?" in second
+    rows = json.loads(next(line for line in second.splitlines() if line.startswith('[{"id"')))
+    assert [row["prompt"] for row in rows] == asked
+    assert all(json.loads(row["answer"]) in cities for row in rows)
+    assert json.loads(rows[0]["answer"]) == "Paris"
 
 
 def test_an_embedding_service_has_its_own_kind(farm: RunningFarm, tenants: tuple[Tenant, Tenant]) -> None:

@@ -182,6 +182,7 @@ async def test_the_engine_is_asked_as_the_settings_say(config, engine, tmp_path)
     adapter = put(tmp_path / "models", "tuned", "lora-adapter", base=read_manifest(config.model).version)
     config = config.model_copy(
         update={"system": "be brief", "adapter": adapter, "max_tokens": 5, "temperature": 0.5, "seed": 3}
+        | {"json_schema": "{}"}
     )
     await Answerer(config.model_dump(mode="json"))(asdict(claim(config, plan(config))[0]))
     for request, text in zip(engine.asked, ("p0", "p1"), strict=True):
@@ -190,6 +191,7 @@ async def test_the_engine_is_asked_as_the_settings_say(config, engine, tmp_path)
         assert request.adapter.id == read_manifest(adapter).version
         sampling = request.sampling
         assert (sampling.max_tokens, sampling.temperature, sampling.seed) == (5, 0.5, 3)
+        assert sampling.json_schema == "{}"
 
 
 async def test_a_row_without_a_prompt_is_refused_and_the_others_are_answered(config, engine, tmp_path):
@@ -232,6 +234,8 @@ def test_a_changed_file_of_as_many_rows_is_another_input_and_a_copy_is_not(confi
     [
         ({"temperature": 2.5}, "temperature is 2.5"),
         ({"seed": 2**63}, "seed is"),
+        ({"json_schema": "{"}, "the schema is no JSON"),
+        ({"json_schema": "[]"}, "the schema is no object"),
         ({"max_tokens": 256}, "max_tokens is 256: prompt and answer have 256 tokens together at most"),
     ],
 )

@@ -7,6 +7,9 @@ import pytest
 
 from cloudfarm.errors import FencedError, UnavailableError
 from cloudfarm.raylayer import steward_actor
+from cloudfarm.testing.clock import ManualClock
+from cloudfarm.testing.memory_store import MemoryStore
+from cloudfarm.troubles import Troubles
 
 
 class Flaky:
@@ -85,6 +88,13 @@ async def test_a_mistake_of_our_own_while_opening_starts_the_steward_again(monke
     monkeypatch.setattr(steward_actor.os, "_exit", exits.append)
     monkeypatch.setattr(steward_actor.logging, "shutdown", lambda: None)
     serving = SimpleNamespace(open=mistaken)
-    await run_actor(SimpleNamespace(run=asyncio.Event().wait, actor=SimpleNamespace(serving=serving)))
+    store = MemoryStore()
+    troubles = Troubles(store, ManualClock())
+    await run_actor(
+        SimpleNamespace(run=asyncio.Event().wait, actor=SimpleNamespace(serving=serving, troubles=troubles))
+    )
     assert exits == [1]
     assert "one argument too many" in caplog.text
+    async with store.begin(write=False) as uow:
+        (told,) = await uow.events.list()
+    assert told.message.startswith("the steward failed and is started again: TypeError at ")

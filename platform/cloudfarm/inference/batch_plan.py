@@ -26,6 +26,7 @@ class BatchConfig(BaseModel):
     max_tokens: int = Field(default=128, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     seed: int = 0
+    json_schema: str | None = Field(default=None, description="JSON schema that every answer follows")
     part_rows: int = Field(default=32, ge=1)
 
 

@@ -11,6 +11,7 @@ writes the same file.
 
 import asyncio
 import io
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -70,6 +71,7 @@ def claim(config: BatchConfig, parts: Sequence[Part]) -> list[Part]:
     """
     if refusal := check_sampling(_sampling(config)):
         raise InvalidInputError(refusal.detail)
+    _check_schema(config)
     filesystem, folder = resolve(config.output)
     model, adapter = _versions(config)
     job = _Job(
@@ -99,6 +101,8 @@ def run(
     Raises:
         CloudfarmError: as :func:`plan` and :func:`claim` do.
     """
+    if config.json_schema is not None:
+        engine = engine or "vllm"  # which says so where it is not installed; the other would refuse every row
     parts = plan(config)
     missing = claim(config, parts)
     of_rows = sum(part.rows for part in parts)
@@ -203,7 +207,16 @@ class _Job(BaseModel):
 
 
 def _sampling(config: BatchConfig) -> Sampling:
-    return Sampling(config.max_tokens, config.temperature, seed=config.seed)
+    return Sampling(config.max_tokens, config.temperature, seed=config.seed, json_schema=config.json_schema)
+
+
+def _check_schema(config: BatchConfig) -> None:
+    try:
+        found = json.loads(config.json_schema or "{}")
+    except (ValueError, RecursionError) as bad:
+        raise InvalidInputError(f"the schema is no JSON: {bad}") from bad
+    if not isinstance(found, dict):
+        raise InvalidInputError("the schema is no object")
 
 
 def _versions(config: BatchConfig) -> tuple[str, str | None]:
