@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import RunningFarm, Tenant, new_farm, until
-from .test_farm_services import ask, deploy, key, publish
+from .test_farm_services import ask, deploy, key, published, start_publishing
 
 pytestmark = [pytest.mark.own_farm, pytest.mark.timeout(400)]
 
@@ -30,6 +30,12 @@ def quota_farm() -> Iterator[RunningFarm]:
         yield farm
     finally:
         farm.remove()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def publishing(quota_farm: RunningFarm) -> str:
+    """The job that publishes the service's model: while the first test waits for others' epochs."""
+    return start_publishing(quota_farm.tenant("univ"), "breeze")
 
 
 def test_a_train_job_is_preempted_resumes_and_is_refunded(quota_farm: RunningFarm) -> None:
@@ -75,10 +81,10 @@ def test_a_train_job_is_preempted_resumes_and_is_refunded(quota_farm: RunningFar
 
 
 def test_a_service_is_preempted_waits_and_answers_again_and_what_it_answered_is_paid(
-    quota_farm: RunningFarm,
+    quota_farm: RunningFarm, publishing: str
 ) -> None:
     univ, solar = quota_farm.tenant("univ"), quota_farm.tenant("solar")
-    model = publish(univ, "breeze")
+    model = published(univ, publishing, "breeze")
     own = univ.hold("2x1")
     deploy(univ, "breeze", "wind", gpus="0.5")
     secret, example = key(univ, "wind"), model["manifest"]["example_input"]

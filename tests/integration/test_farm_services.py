@@ -19,7 +19,14 @@ pytestmark = [pytest.mark.farm, pytest.mark.timeout(300), pytest.mark.usefixture
 
 
 def publish(tenant: Tenant, name: str) -> dict:
-    job = tenant.start_job("python", "publish.py", name, metadata={"gpus": "0"})
+    return published(tenant, start_publishing(tenant, name), name)
+
+
+def start_publishing(tenant: Tenant, name: str) -> str:
+    return tenant.start_job("python", "publish.py", name, metadata={"gpus": "0"})
+
+
+def published(tenant: Tenant, job: str, name: str) -> dict:
     ended = tenant.wait_job(job)
     assert ended["status"] == "SUCCEEDED", ended["message"] + tenant.logs(job)[-2000:]
     with tenant.client as client:

@@ -9,6 +9,7 @@ from cloudfarm.api import middleware
 from cloudfarm.errors import UnavailableError
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_problem, assert_refused
+from cloudfarm.usecases import usage
 
 
 @pytest.fixture
@@ -114,6 +115,19 @@ async def test_unexpected_exception_shows_nothing_and_is_logged_with_its_inciden
     assert body["incident"] in body["detail"]
     assert f"incident {body['incident']}" in caplog.text
     assert "hunter2" in caplog.text
+
+
+async def test_a_mistake_in_an_answer_is_told_to_operators(door: FrontDoor, monkeypatch):
+    async def broken(*_, **__):
+        raise RuntimeError("password=hunter2")
+
+    with monkeypatch.context() as mistaken:
+        mistaken.setattr(usage, "statement", broken)
+        for _ in range(2):
+            assert_problem(await door.call("alpha.member", "GET", "/v1/usage"), 500, "internal")
+    (told,) = (await door.call("operator", "GET", "/v1/farm")).json()["troubles"]
+    assert told["message"].startswith("answering a request: RuntimeError at ")
+    assert "hunter2" not in told["message"]
 
 
 async def test_unavailable_store_says_when_to_retry(door: FrontDoor, monkeypatch):

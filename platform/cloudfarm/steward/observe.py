@@ -17,6 +17,7 @@ from cloudfarm.ports import Hosts, RayJobs, Serving, Store, UnitOfWork
 from cloudfarm.steward.checkpoints import Checkpoints
 from cloudfarm.steward.foresight import Foresight
 from cloudfarm.steward.past import Past
+from cloudfarm.steward.setbacks import Setbacks
 from cloudfarm.steward.view import FarmView
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Observer:
     gpu_reserve_percent: int
     """How much of a shared GPU's memory no slice may use."""
     foresight: Foresight = field(default_factory=Foresight)
+    setbacks: Setbacks = field(default_factory=Setbacks)
     _known: dict[int, Mapping[str, Lease]] = field(default_factory=dict)
     """By epoch: the open leases as last read. A database that is put back from a backup fences this epoch."""
 
@@ -89,6 +91,7 @@ class Observer:
             jobs=jobs,
             services=services,
             revisions=revisions,
+            held_off_until_ms=self.setbacks.look(leases, now_ms),
             loads=loads,
             models=models,
             app_jobs=app_jobs,
