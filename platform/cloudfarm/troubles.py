@@ -45,7 +45,7 @@ class Troubles:
                 await uow.events.append(Event(self.clock.now_ms(), KIND, SUBJECT, None, "farm", text))
                 await uow.commit()
         except Exception as failed:  # noqa: BLE001 - perhaps it is the store that the trouble is about
-            del self._told[text]  # told as soon as the store takes it, if it is still so
+            self._told.pop(text, None)  # told as soon as the store takes it, if it is still so
             log.debug("operators cannot be told: %r", failed)
 
     def _is_new(self, known: dict[str, int], text: str) -> bool:

@@ -87,10 +87,9 @@ def _as_schema(given: Any) -> str:
         raise ParameterError(f"this is no JSON: {bad}") from None
     if len(text) > MAX_SCHEMA:
         raise ParameterError(f"the schema has {len(text)} characters; at most {MAX_SCHEMA} are read")
+    # Engines read over references to others, and answer anything there.
     if any(not ref.startswith("#") for ref in _refs(given)):
-        raise ParameterError(
-            "a schema may refer to its own parts only ($ref: #/...)"
-        )  # engines read over others
+        raise ParameterError("a schema may refer to its own parts only ($ref: #/...)")
     return _encodable(text)
 
 
