@@ -85,8 +85,9 @@ def test_a_service_is_preempted_waits_and_answers_again_and_what_it_answered_is_
 ) -> None:
     univ, solar = quota_farm.tenant("univ"), quota_farm.tenant("solar")
     model = published(univ, publishing, "breeze")
-    own = univ.hold("2x1")
     deploy(univ, "breeze", "wind", gpus="0.5")
+    # After it: of the two the service is the first that may be preempted at all, and then what loses least.
+    own = univ.hold("2x1")
     secret, example = key(univ, "wind"), model["manifest"]["example_input"]
     assert ask(quota_farm, secret, "wind", example).status_code == 200
     first = service_lease(univ)
