@@ -157,11 +157,7 @@ def row(model: str, question: Question, starts: Sequence[Figures], other: str) -
 
 
 async def streams(farm: BenchFarm, ours: Endpoint, say: Say) -> dict[str, float]:
-    """Return the front door's memory at rest and with many streams open, in MB: of its own, and of files.
-
-    The kernel may put a library's file into huge pages at any moment, of which each then counts whole (``Pss_File``):
-    hundreds of MB that have nothing to do with streams.
-    """
+    """Return the front door's memory at rest and with many streams open, in MB: its own, and its part of files."""
     pid = next(pid for pid in farm.every_pid() if procs.title(pid).startswith(TITLES["front door"]))
     before = most = memory_mb(pid)
     held, enough = asyncio.Event(), asyncio.Event()
