@@ -157,7 +157,9 @@ async def caller(farm, tmp_path_factory) -> AsyncIterator[Caller]:
     await serving.apply([deployment("land", "tests.contract.served:nothing")])
     await serving.apply([])
     yield Caller(farm.port("front_door"), notes, is_real=True)
-    assert "asked where it is" in await farm.port("logs").read(job)
+    written = await farm.port("logs").read(job)
+    assert "asked where it is" in written
+    assert "(FrontDoor " not in written  # which is of another job, and prints as well
     assert await farm.port("ray_jobs").stop(job.ray_id)
     assert (await ended(farm, job)).status is JobStatus.STOPPED
     await gone(farm, NAME)

@@ -71,6 +71,7 @@ def test_wanted_patches_follow_the_environment():
     bare = {"CLOUDFARM_LEASE": "A"}
     assert set(wanted_patches(bare)) == {
         "ray._private.state",
+        "ray._private.worker",
         "ray._raylet",
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
         "ray.serve._private.client",

@@ -51,6 +51,21 @@ def test_a_view_that_the_hook_does_not_know_is_refused(missing):
         view.show_own_nodes(SimpleNamespace(GlobalState=type("View", (), kept)))
 
 
+def test_serve_does_not_make_a_driver_show_others_lines():
+    worker = SimpleNamespace(Worker=type("Worker", (), {}))
+    worker.global_worker = worker.Worker()
+    worker.global_worker._filter_logs_by_job = True
+    view.show_own_logs(worker)
+    worker.global_worker._filter_logs_by_job = False  # as Serve's client does
+    assert worker.global_worker._filter_logs_by_job is True
+
+
+@pytest.mark.parametrize("global_worker", [None, SimpleNamespace(), SimpleNamespace(_filter_logs_by_job="")])
+def test_a_worker_that_the_hook_does_not_know_is_refused(global_worker):
+    with pytest.raises(HookError, match=r"ray\._private\.worker"):
+        view.show_own_logs(SimpleNamespace(Worker=object, global_worker=global_worker))
+
+
 class Coordinator:
     """A handle on an actor that notes what it is asked."""
 

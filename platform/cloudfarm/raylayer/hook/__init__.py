@@ -11,6 +11,7 @@ Environment, set by whoever starts the Ray node, and inherited by all its worker
 |---|---|
 | `CLOUDFARM_LEASE=<id>` | tasks, actors, placement groups, Serve deployments get the selector `lease=<id>` |
 | the same | the nodes and resources that code sees, and that Data and Train reserve, are the lease's |
+| the same | drivers show what their own job's workers print, also where they use Serve |
 | `CLOUDFARM_TENANT=<slug>` | of Serve's applications the process may touch those named `<slug>.` and more only |
 | `CLOUDFARM_ROLE=control` | head and base nodes: work that names no place gets `farm=control` |
 | either of these | replicas of Serve listen on their node's address only |
@@ -40,6 +41,7 @@ _CONFINE = {
     "ray.serve._private.config": "cloudfarm.raylayer.hook.confine:confine_replica_config",
     "ray.serve._private.client": "cloudfarm.raylayer.hook.serve_apps:keep_to_own_applications",
     "ray._private.state": "cloudfarm.raylayer.hook.view:show_own_nodes",
+    "ray._private.worker": "cloudfarm.raylayer.hook.view:show_own_logs",
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator": (
         "cloudfarm.raylayer.hook.view:reserve_on_own_nodes"
     ),

@@ -46,6 +46,20 @@ def show_own_nodes(state: Any) -> None:
         setattr(view, name, of_own_nodes(getattr(view, name)))
 
 
+def show_own_logs(worker: Any) -> None:
+    """Have a driver show what its own job's workers print, and nobody else's.
+
+    Ray publishes what all workers print to all drivers, which leave out what is of another job. Serve's client turns
+    that off, to show what replicas print: those of every tenant.
+
+    Raises:
+        HookError: Ray keeps jobs' lines apart in a way that the hook does not know.
+    """
+    if getattr(getattr(worker, "global_worker", None), "_filter_logs_by_job", None) is not True:
+        raise HookError("ray._private.worker has changed: drivers would show other tenants' lines")
+    worker.Worker._filter_logs_by_job = property(lambda _worker: True, lambda _worker, _wanted: None)  # noqa: SLF001
+
+
 def reserve_on_own_nodes(coordinator: Any) -> None:
     """Have what Data and Train reserve with the cluster's one coordinator be reserved in the lease.
 
