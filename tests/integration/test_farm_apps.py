@@ -1,6 +1,7 @@
 """A tenant's own Serve application on a farm: deployed by one command, asked with a key, kept apart, and gone."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -98,10 +99,18 @@ def test_an_ordinary_application_runs_in_its_lease_behind_its_key(
     until(lambda: replicas(farm, univ) == [], "the replicas to be gone", 20)
 
 
-def test_an_application_that_does_not_start_says_why(
+def test_an_application_that_does_not_start_says_why_and_is_tried_again_on_another_lease(
     farm: RunningFarm, tenants: tuple[Tenant, Tenant]
 ) -> None:
     univ, _ = tenants
     service = deploy(farm, univ, "shop:build", "closed")
     assert service["status"] == "FAILED"
     assert "the shop is closed" in service["message"]
+    (first,) = service["leases"]
+    assert univ.wait_lease(first, "ENDED")["reason"] == "scaled_down"
+
+    def tries() -> list[str]:
+        return re.findall(r"app-closed-1-(\w+)", univ.ray("job", "list").stdout)
+
+    until(lambda: set(tries()) > {first}, "the next try", 120)
+    assert "the shop is closed" in univ.ray("job", "logs", f"app-closed-1-{first}").stdout

@@ -223,11 +223,15 @@ class ServicesMachine(FarmMachine):
             assert up <= standing
             broken = revision.app_name in farm.serving.failing
             if revision.replicas == 0:
-                assert (revision.status, standing) == (RevisionStatus.IDLE, set())
+                assert revision.status in (RevisionStatus.IDLE, RevisionStatus.FAILED if broken else None)
+                assert standing == set()
             elif up:
-                assert revision.status is (RevisionStatus.FAILED if broken else RevisionStatus.RUNNING)
+                assert not broken
+                assert revision.status is RevisionStatus.RUNNING
         for service in await self.farm.live():
-            assert service.min_replicas <= revisions[service.current_id].replicas <= service.max_replicas
+            current = revisions[service.current_id]
+            least = 0 if current.status is RevisionStatus.FAILED else service.min_replicas
+            assert least <= current.replicas <= service.max_replicas
 
 
 TestServicesMachine = ServicesMachine.TestCase

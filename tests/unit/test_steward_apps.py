@@ -12,6 +12,7 @@ from cloudfarm.domain.workload import RUN_APP, Job, Revision
 from cloudfarm.steward.decide import decide
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
+from cloudfarm.steward.setbacks import FIRST_MS, LONGEST_MS
 from cloudfarm.steward.view import EndApp
 from cloudfarm.testing.fake_serving import FRONT_DOOR
 from cloudfarm.testing.farm import MemoryFarm
@@ -97,17 +98,33 @@ async def test_an_application_whose_job_ends_has_failed_and_nothing_of_it_is_lef
     failed = await revision(farm)
     assert (failed.status, failed.message) == (RevisionStatus.FAILED, "no module main")
     assert set(await farm.serving.apps()) == {FRONT_DOOR}
-    await pass_time(farm)
+    await pass_time(farm, FIRST_MS - 1_000)
+    assert await farm.leases_of("r-sea-1") == []
     assert [each.id for each in await jobs(farm)] == [job.id]  # not again and again
-
-    async with farm.store.begin() as uow:
-        await uow.jobs.delete(job.id)
-        await uow.commit()
-    await farm.settle()
-    (again,) = await jobs(farm)
+    await pass_time(farm, 1_000)
+    (lease,) = await farm.leases_of("r-sea-1")
+    first, again = await jobs(farm)
+    assert (first.id, again.lease_id) == (job.id, lease.id)
     farm.serving.start(APP, again.lease_id)
     await farm.settle()
     assert (await revision(farm)).status is RevisionStatus.RUNNING
+
+
+@pytest.mark.parametrize(("ran_ms", "pause_ms"), [(1_000, 2 * FIRST_MS), (FIRST_MS + LONGEST_MS, FIRST_MS)])
+async def test_only_what_has_run_for_long_is_tried_again_as_soon_as_the_first_time(
+    farm, ran_ms: int, pause_ms: int
+) -> None:
+    farm.ray_jobs.end((await jobs(farm))[-1].ray_id, JobStatus.FAILED, "no module main", driver_exit_code=1)
+    await farm.settle()
+    await pass_time(farm, FIRST_MS)
+    job = await running(farm)
+    await pass_time(farm, ran_ms)
+    farm.ray_jobs.end(job.ray_id, JobStatus.FAILED, "out of memory", driver_exit_code=1)
+    await farm.settle()
+    await pass_time(farm, pause_ms - 1_000)
+    assert (await revision(farm)).status is RevisionStatus.FAILED
+    await pass_time(farm, 1_000)
+    assert (await revision(farm)).status is RevisionStatus.STARTING
 
 
 async def test_a_deleted_application_is_ended_by_its_job(farm) -> None:

@@ -14,6 +14,7 @@ from cloudfarm.steward.decide import decide
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
 from cloudfarm.steward.services import services
+from cloudfarm.steward.setbacks import FIRST_MS
 from cloudfarm.steward.view import EndRevision, FarmView, ReleaseLease
 from cloudfarm.testing.factories import make_lease, make_revision, make_service
 from cloudfarm.testing.fake_serving import FRONT_DOOR
@@ -205,8 +206,7 @@ async def test_the_first_revision_may_fail_and_recover(farm) -> None:
     found = await revision(farm)
     assert (found.status, found.message) == (RevisionStatus.FAILED, "broken")
     farm.serving.failing.clear()
-    farm.hosts.lose((await farm.leases_of("r-wind-1"))[0].slices[0].name)
-    await farm.settle()
+    await pass_time(farm, FIRST_MS)
     assert await statuses(farm) == [RevisionStatus.RUNNING]
 
 

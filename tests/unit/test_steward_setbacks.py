@@ -1,4 +1,6 @@
-"""A service whose leases do not start asks for others, but ever later."""
+"""A service whose leases do not start, or that fails on them, asks for others, but ever later."""
+
+from collections.abc import Mapping
 
 import pytest
 
@@ -6,12 +8,14 @@ from cloudfarm.domain.load import Load, LoadReport
 from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.setbacks import FIRST_MS, LONGEST_MS, Setbacks
+from cloudfarm.steward.view import FarmView
 from cloudfarm.testing.factories import make_lease
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
 
 WIND = "s-wind"
 HOUR_MS = 3_600_000
+PAUSES_S = (0, 5, 10, 20, 40, 80, 160, 300, 300)
 
 
 @pytest.fixture
@@ -33,6 +37,12 @@ async def status(farm: MemoryFarm) -> RevisionStatus:
     return revision.status
 
 
+async def asked_s(farm: MemoryFarm, since_ms: int) -> list[int]:
+    """After how many seconds each lease was asked for."""
+    async with farm.store.begin(write=False) as uow:
+        return sorted((lease.created_ms - since_ms) // 1000 for lease in await uow.leases.list())
+
+
 async def test_what_does_not_start_is_tried_again_ever_later_until_it_does(farm) -> None:
     farm.hosts.broken = {"h0", "h1"}
     began_ms = farm.clock.now_ms()
@@ -40,12 +50,7 @@ async def test_what_does_not_start_is_tried_again_ever_later_until_it_does(farm)
     await farm.settle()
     await pass_time(farm, 1_000_000)
 
-    async def asked_s() -> list[int]:
-        async with farm.store.begin(write=False) as uow:
-            return sorted((lease.created_ms - began_ms) // 1000 for lease in await uow.leases.list())
-
-    pauses_s = [0, 5, 10, 20, 40, 80, 160, 300, 300]
-    assert await asked_s() == [sum(pauses_s[: each + 1]) for each in range(9) for _ in range(2)]
+    assert await asked_s(farm, began_ms) == [sum(PAUSES_S[: each + 1]) for each in range(9) for _ in range(2)]
     farm.hosts.broken.clear()
     await pass_time(farm, 301_000)
     assert await status(farm) is RevisionStatus.RUNNING
@@ -54,7 +59,7 @@ async def test_what_does_not_start_is_tried_again_ever_later_until_it_does(farm)
     lost_ms = farm.clock.now_ms()
     farm.hosts.lose((await farm.leases_of("r-wind-1"))[0].slices[0].name)
     await pass_time(farm, 6_000)
-    assert (await asked_s())[-2:] == [(lost_ms + after_ms - began_ms) // 1000 for after_ms in (1_000, 6_000)]
+    assert (await asked_s(farm, lost_ms))[-2:] == [1, 6]
     await check_invariants(farm.store)
 
 
@@ -71,18 +76,63 @@ async def test_a_replica_that_does_not_start_is_held_off_beside_one_that_runs(fa
     assert await status(farm) is RevisionStatus.RUNNING
 
 
+async def test_what_fails_costs_its_tries_and_nothing_between_them(farm) -> None:
+    farm.serving.failing.add("a.wind.1")
+    began_ms = farm.clock.now_ms()
+    await farm.deploy("wind", min_replicas=2, max_replicas=2)
+    await farm.settle()
+    for _ in range(1_000):
+        (revision,) = await farm.revisions(WIND)
+        assert (revision.status, revision.message) == (RevisionStatus.FAILED, "broken")
+        assert await farm.leases_of("r-wind-1") == []
+        await pass_time(farm, 1_000)
+    assert await asked_s(farm, began_ms) == [sum(PAUSES_S[: each + 1]) for each in range(9) for _ in range(2)]
+    farm.serving.failing.clear()
+    await pass_time(farm, 300_000)
+    assert await status(farm) is RevisionStatus.RUNNING
+    assert len(await farm.leases_of("r-wind-1")) == 2
+    await check_invariants(farm.store)
+
+
+async def test_what_may_sleep_is_tried_again_by_the_next_request_that_comes_late_enough(farm) -> None:
+    def ask(peak: int) -> None:
+        now_ms = farm.clock.now_ms()
+        farm.steward.report(LoadReport(now_ms, now_ms - HOUR_MS, {WIND: Load(peak, peak, now_ms)}, {}))
+
+    farm.serving.failing.add("a.wind.1")
+    await farm.deploy("wind", min_replicas=0)
+    await farm.settle()
+    ask(1)
+    await pass_time(farm, FIRST_MS - 1_000)
+    assert await status(farm) is RevisionStatus.FAILED
+    ask(0)
+    await pass_time(farm, 60_000)
+    (idle,) = await farm.revisions(WIND)
+    assert idle.status is RevisionStatus.IDLE
+    assert idle.message == "asleep until the next request; did not run: broken"
+    async with farm.store.begin(write=False) as uow:
+        assert len(await uow.leases.list()) == 1
+    farm.serving.failing.clear()
+    ask(1)
+    await farm.settle()
+    assert await status(farm) is RevisionStatus.RUNNING
+
+
 def test_what_was_long_ago_is_forgotten():
     setbacks = Setbacks()
 
-    def failed(lease_id: str):
-        return make_lease(
-            lease_id, status=LeaseStatus.ENDING, reason=EndReason.START_FAILED, revision_id="r1"
-        )
+    def look(now_ms: int, *failed: str) -> Mapping[str, int]:
+        leases = [
+            make_lease(each, status=LeaseStatus.ENDING, reason=EndReason.START_FAILED, revision_id="r1")
+            for each in failed
+        ]
+        view = FarmView(now_ms, tenants={}, hosts=(), leases=tuple(leases), jobs=(), services=())
+        return setbacks.look(view)
 
-    assert setbacks.look([failed("l0")], 0) == {"r1": FIRST_MS}
-    assert setbacks.look([failed("l0")], 2_000) == {"r1": FIRST_MS}
-    assert setbacks.look([failed("l1"), failed("l2")], 10_000) == {"r1": 10_000 + 2 * FIRST_MS}
+    assert look(0, "l0") == {"r1": FIRST_MS}
+    assert look(2_000, "l0") == {"r1": FIRST_MS}
+    assert look(10_000, "l1", "l2") == {"r1": 10_000 + 2 * FIRST_MS}
     until_ms = 10_000 + 2 * FIRST_MS
-    assert setbacks.look([], until_ms + LONGEST_MS - 1) == {"r1": until_ms}
-    assert setbacks.look([], until_ms + LONGEST_MS) == {}
-    assert setbacks.look([failed("l3")], HOUR_MS) == {"r1": HOUR_MS + FIRST_MS}
+    assert look(until_ms + LONGEST_MS - 1) == {"r1": until_ms}
+    assert look(until_ms + LONGEST_MS) == {}
+    assert look(HOUR_MS, "l3") == {"r1": HOUR_MS + FIRST_MS}

@@ -11,6 +11,7 @@ from cloudfarm.steward.decide import decide
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
 from cloudfarm.steward.services import GO_MS, services
+from cloudfarm.steward.setbacks import LONGEST_MS
 from cloudfarm.steward.view import DeployServices, LeaseReplicas, ReleaseLease
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
@@ -159,28 +160,6 @@ async def broken(farm: MemoryFarm, **settings: int) -> None:
     assert await statuses(farm) == [RevisionStatus.FAILED]
 
 
-async def test_what_has_failed_and_nobody_asks_for_costs_nothing_until_it_is_tried_again(farm) -> None:
-    await broken(farm, min_replicas=0, idle_ms=60_000)
-    farm.clock.advance(59_000)
-    report(farm, peak=0, last_ms=1)
-    await farm.settle()
-    assert await statuses(farm) == [RevisionStatus.FAILED]
-    farm.clock.advance(1_000)
-    report(farm, peak=0, last_ms=1)
-    await farm.settle()
-    (idle,) = await farm.revisions(WIND)
-    assert (idle.status, idle.message) == (
-        RevisionStatus.IDLE,
-        "asleep until the next request; did not run: broken",
-    )
-    await pass_time(farm, LEAVE_MS + 1_000)
-    assert await farm.leases_of("r-wind-1") == []
-    farm.serving.failing.clear()
-    report(farm, peak=1, waiting=1)
-    await farm.settle()
-    assert await statuses(farm) == [RevisionStatus.RUNNING]
-
-
 @pytest.mark.parametrize("least", [0, 1])
 async def test_what_has_failed_makes_room_for_what_is_to_take_over(least: int) -> None:
     farm = MemoryFarm(limit_milli_gpus=500)
@@ -215,7 +194,9 @@ async def test_what_has_failed_is_tried_again_if_nothing_takes_over(farm) -> Non
     await farm.deploy("wind")
     await pass_time(farm, SILENT_MS + LEAVE_MS)
     assert await statuses(farm) == [RevisionStatus.FAILED, RevisionStatus.ENDED]
-    assert len(await farm.leases_of("r-wind-1")) == 1
+    farm.serving.failing.clear()
+    await pass_time(farm, LONGEST_MS)
+    assert await statuses(farm) == [RevisionStatus.RUNNING, RevisionStatus.ENDED]
 
 
 async def shrunk(farm: MemoryFarm) -> None:

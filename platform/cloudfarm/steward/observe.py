@@ -81,7 +81,7 @@ class Observer:
         now_ms = self.clock.now_ms()
         tree = tree_in_force(quotas, tenants.values(), self.default_limit_milli_gpus)
         whole = sum(MILLI * len(host.gpus) for host in seen.values())
-        return FarmView(
+        view = FarmView(
             now_ms=now_ms,
             tenants=tenants,
             hosts=tuple({**known, **seen}.values()),
@@ -91,7 +91,6 @@ class Observer:
             jobs=jobs,
             services=services,
             revisions=revisions,
-            held_off_until_ms=self.setbacks.look(leases, now_ms),
             loads=loads,
             models=models,
             app_jobs=app_jobs,
@@ -106,6 +105,7 @@ class Observer:
             gpu_reserve_percent=self.gpu_reserve_percent,
             stopping=stopping,
         )
+        return replace(view, held_off_until_ms=self.setbacks.look(view))
 
 
 async def _app_jobs(

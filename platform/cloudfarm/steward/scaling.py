@@ -28,8 +28,8 @@ def wanted_replicas(
     As many as the peak of the last 30 seconds needs with ``target_load`` requests on each: more at once, fewer only
     when the peak has passed, and none once nobody has asked for ``idle_ms``; but what has never run yet runs once,
     however long that takes, so that its owner sees whether it does. What is not known shrinks nothing. What has failed
-    answers nobody: it may fall asleep though it has never run, and once Serve has given it up nothing of it is to be in
-    another revision's way.
+    answers nobody: it may fall asleep though it has never run; and once it is given up it has none at all, until the
+    steward has it tried again, which is when it has failed no more.
 
     Args:
         service: its settings.
@@ -38,16 +38,15 @@ def wanted_replicas(
         now_ms: the time.
         at_least: fewer are not wanted, whatever the load.
         is_followed: whether another revision is to take over from this one.
-        is_given_up: whether this one has failed for good.
+        is_given_up: whether nothing but another beginning helps this one.
     """
+    if revision.status is RevisionStatus.FAILED and (is_given_up or not revision.replicas):
+        return 0
     least, most = max(service.min_replicas, at_least), service.max_replicas
     if revision.is_own_app:  # has one lease, whatever was asked for another revision
         least, most = min(least, 1), 1
-    if is_followed:
-        if revision.status is RevisionStatus.FAILED and is_given_up:
-            return 0
-        if revision.status is RevisionStatus.IDLE:
-            least = 0
+    if is_followed and revision.status is RevisionStatus.IDLE:
+        least = 0
     present = revision.replicas
     if report is None:
         return _within(present, least, most)

@@ -30,8 +30,13 @@ class Scene:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether it has failed for good: nothing starts it anew but another beginning."""
+        """Whether nothing starts it anew but another beginning: Serve tries no more, or its job has ended."""
         return self.ended_job is not None or (self.app is not None and self.app.given_up)
+
+    @property
+    def is_held_off(self) -> bool:
+        """Whether it gets no lease just now, because of what went wrong on the last."""
+        return self.view.now_ms < self.view.held_off_until_ms.get(self.revision.id, 0)
 
     @property
     def is_ending(self) -> bool:
@@ -124,10 +129,10 @@ class Scene:
         """How many replicas the requests need that it was sent before it got none any more.
 
         Some may wait in the front door for a replica that is less busy. Serve lets replicas finish what they have, but
-        without any replica what waits there would wait for ever.
+        without any replica what waits there would wait for ever. What was given up answers none of them.
         """
         view, left_ms, most = self.view, self.revision.left_ms, len(self.held)
-        if self.app is None:
+        if self.app is None or (self.revision.status is RevisionStatus.FAILED and not self.revision.replicas):
             return 0
         if left_ms is None or not self.has_left:
             return most
@@ -149,9 +154,7 @@ class Scene:
     def standing(self) -> tuple[RevisionStatus, str]:
         """Return what it does, and why."""
         if not self.wanted:
-            failed = self.revision.status is RevisionStatus.FAILED
-            why = f"; did not run: {self.revision.message}" if failed else ""
-            return RevisionStatus.IDLE, f"asleep until the next request{why}"
+            return self._resting()
         if not self.active:
             return RevisionStatus.PENDING, "waits for its lease"
         if self.ended_job is not None:
@@ -165,6 +168,14 @@ class Scene:
             RevisionStatus.FAILED if failed else RevisionStatus.STARTING,
             self.app.message if self.app else "",
         )
+
+    def _resting(self) -> tuple[RevisionStatus, str]:
+        status, message = self.revision.status, self.revision.message
+        if status is not RevisionStatus.FAILED:
+            return RevisionStatus.IDLE, "asleep until the next request"
+        if self.is_held_off:
+            return status, message
+        return RevisionStatus.IDLE, f"asleep until the next request; did not run: {message}"
 
 
 def scenes_of(view: FarmView) -> Iterator[Scene]:

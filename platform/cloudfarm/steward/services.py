@@ -85,7 +85,7 @@ def _run(scene: Scene) -> Iterator[Decision]:
         return
     if replicas != revision.replicas:
         yield ScaleRevision(revision.id, replicas)
-    elif len(scene.counted) < replicas and view.now_ms >= view.held_off_until_ms.get(revision.id, 0):
+    elif len(scene.counted) < replicas and not scene.is_held_off:
         yield LeaseReplicas(revision.id, frozenset(lease.id for lease in (*scene.finishing, *scene.leaving)))
 
 

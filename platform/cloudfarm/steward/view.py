@@ -57,7 +57,7 @@ class FarmView:
     app_jobs: Mapping[str, Job] = field(default_factory=dict)
     """By lease: the job that runs a tenant's own application in it, over or not."""
     held_off_until_ms: Mapping[str, int] = field(default_factory=dict)
-    """By revision: until when it gets no further lease, because the last did not start."""
+    """By revision: until when it gets no further lease, because of what went wrong on the last."""
     loads: LoadReport | None = None
     """What services are asked, as the front door last said; None if it has not said so lately."""
     ray_jobs: Mapping[str, RayJob] | None = None

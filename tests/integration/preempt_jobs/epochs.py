@@ -8,17 +8,21 @@ from pathlib import Path
 import ray.train
 from ray.train.torch import TorchTrainer
 
-EPOCHS = 25
+EPOCHS = 300
+"""Far more than are done before it is preempted."""
+MORE_EPOCHS = 3
+"""After it was resumed."""
 
 
 def train() -> None:
-    start = 0
+    start, end = 0, EPOCHS
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             start = json.loads((Path(folder) / "state.json").read_text())["epoch"] + 1
+            end = start + MORE_EPOCHS
         print(f"resumed at epoch {start}", flush=True)
-    for epoch in range(start, EPOCHS):
+    for epoch in range(start, end):
         time.sleep(1)
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "state.json").write_text(json.dumps({"epoch": epoch}))
