@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from cloudfarm.api import streaming
 from cloudfarm.domain.bundles import context_of
 from cloudfarm.domain.generation import Generation, Piece, Sampling
+from cloudfarm.domain.status import RevisionStatus, Target
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import FakeClient, assert_openai_error
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "talk", "messages": [{"role": "user", "content": "one two three four five six"}]}
 EMBED = {"model": "meaning", "input": "hello"}
+SERVICE = {CHAT: "talk", "/v1/embeddings": "meaning"}
 
 
 @pytest.fixture
@@ -178,6 +180,44 @@ async def test_an_answer_for_a_revoked_key_is_given_up(door: FrontDoor, path):
         assert (await reader.receive())["status"] == 401
         assert door.inference.open == 1
         await other.go()
+    assert_charged_as_made(door)
+
+
+# A service that has lost its replicas
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
+@pytest.mark.parametrize("status", [RevisionStatus.PENDING, RevisionStatus.ENDED])
+async def test_who_waits_for_a_replica_that_will_not_come_is_told(door: FrontDoor, path, status):
+    door.inference.stall_after = 0
+    async with client(door, path) as reader:
+        await until_open(door, 1)
+        await door.meter.step()
+        async with door.store.begin(write=False) as uow:
+            (revision,) = [each for each in await uow.revisions.list() if each.name == SERVICE[path]]
+        if status is RevisionStatus.ENDED:
+            await door.move_revision(revision.id, RevisionStatus.RUNNING, target=Target.END)
+        await door.move_revision(revision.id, status)
+        await door.meter.step()
+        start = await reader.receive()
+        assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"5")
+        assert b"has lost its replicas" in (await reader.receive())["body"]
+    assert door.inference.open == 0
+    assert_charged_as_made(door)
+
+
+async def test_what_has_begun_is_left_to_end(door: FrontDoor):
+    door.inference.stall_after = 2
+    async with client(door, stream=True) as reader:
+        for _ in range(2):
+            await reader.receive()
+        await asyncio.wait_for(door.inference.stalled.wait(), 10)
+        async with door.store.begin(write=False) as uow:
+            (revision,) = [each for each in await uow.revisions.list() if each.name == SERVICE[CHAT]]
+        await door.move_revision(revision.id, RevisionStatus.PENDING)
+        await door.meter.step()
+        assert door.inference.open == 1
+        await reader.go()
     assert_charged_as_made(door)
 
 

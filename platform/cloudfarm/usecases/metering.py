@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 
 from cloudfarm.clock import Clock
 from cloudfarm.domain.served import MINUTE_MS, Account, Note, Shares, Used, by_minute
+from cloudfarm.domain.status import RevisionStatus
 from cloudfarm.errors import AlreadyExistsError, CloudfarmError, UnauthenticatedError, UnavailableError
 from cloudfarm.ports import Store, UsageJournal
 from cloudfarm.troubles import Troubles
 from cloudfarm.usecases.limits import Admission, Allowances, Budget, month_of
+from cloudfarm.usecases.revisions import RETRY_S
 from cloudfarm.usecases.routes import Called, Route, charged_milli_gpus
 from cloudfarm.usecases.use import Use
 
@@ -97,7 +99,7 @@ class Meter:
         if shares is None:
             shares = self._shares[service.id] = Shares(route.milli_gpus, now_ms)
         clock = shares.begin(now_ms, route.milli_gpus)
-        use = Use(self, account, admission, shares, now_ms, clock, _noted=(int(again), 0, 0))
+        use = Use(self, account, route.app_name, admission, shares, now_ms, clock, _noted=(int(again), 0, 0))
         self._under_way.add(use)
         return use
 
@@ -176,7 +178,10 @@ class Meter:
                 self._unwritten = []
 
     async def _look_after(self) -> None:
-        """End what is under way with keys that are no longer good, and see what GPUs its services have now."""
+        """End what is under way in vain, or with keys that are no longer good; see what GPUs its services have now.
+
+        A request that waits in Serve for a replica waits for one as long as it is let, also when there will be none.
+        """
         async with self.store.begin(write=False) as uow:
             keys = {use.account.key_id for use in self._under_way}
             dead = await uow.credentials.find_dead(keys, self.clock.now_ms())
@@ -186,12 +191,17 @@ class Meter:
             milli_gpus = {
                 each: await charged_milli_gpus(uow, found) for each, found in revisions.items() if found
             }
+        there = (revision for found in revisions.values() for revision in found)
+        with_lease = {each.app_name for each in there if each.status is not RevisionStatus.PENDING}
         now_ms = self.clock.now_ms()
         for service_id, charged in milli_gpus.items():
             self._shares[service_id].change(now_ms, charged)
         for use in self._under_way:
             if use.account.key_id in dead:
                 use.refuse(UnauthenticatedError("this key has expired or was revoked meanwhile"))
+            elif not use.begun and use.app_name not in with_lease:
+                lost = f"service {use.account.service} has lost its replicas"
+                use.refuse(UnavailableError(lost, retry_after_s=RETRY_S))
 
     async def _hand_over(self) -> None:
         own = [batch for batch in self.journal.waiting() if self.journal.is_own(batch)]

@@ -24,6 +24,8 @@ class Use:
 
     _meter: "Meter"
     account: Account
+    app_name: str
+    """Where it was sent."""
     _admission: Admission
     _shares: Shares
     _noted_ms: int
@@ -34,6 +36,8 @@ class Use:
     """Requests and tokens that the journal has."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    begun: bool = False
+    """Whether anything of the answer has come."""
     ended: bool = False
     _refusal: CloudfarmError | None = None
     _waiting: asyncio.Timeout | None = None
@@ -77,10 +81,13 @@ class Use:
             waiting = self._waiting = asyncio.timeout(None)
             try:
                 async with waiting:
-                    return await anext(answers, None)
+                    answer = await anext(answers, None)
             except TimeoutError:
                 if self._refusal is None or not waiting.expired():
                     raise
+            else:
+                self.begun = True
+                return answer
             finally:
                 self._waiting = None
         raise self._refusal
