@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import pickle
+import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -16,6 +18,8 @@ from cloudfarm.raylayer import serve_pieces
 from cloudfarm.raylayer.serve_pieces import Courier, Mailbox, Mailboxes
 
 SOON_S = 10.0
+TCP_REPAIR = 19
+"""Of Linux: a socket that has it is closed without telling the other end."""
 PIECES = [
     Piece(prompt_tokens=3),
     Piece(text="서울", tokens=2),
@@ -181,6 +185,18 @@ async def test_a_replica_that_goes_fails_its_answers_after_what_it_has_sent(mail
             await mailbox.take(SOON_S)
         await bring(moved(other))
         assert total(await taken(other)) == total(PIECES)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop a connection without a word")
+async def test_a_replica_whose_host_goes_without_a_word_is_found_gone(mailboxes: Mailboxes, monkeypatch):
+    monkeypatch.setattr(serve_pieces, "SILENT_S", 1)
+    async with mailboxes.one(untold) as mailbox:
+        with socket.create_connection((mailbox.courier._address, mailbox.courier._port)) as line:
+            line.sendall(frame([mailbox.courier.secret, [0, "half", 1, 0, None]]))
+            assert (await mailbox.take(SOON_S)).text == "half"
+            line.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        with pytest.raises(ConnectionResetError):
+            await mailbox.take(SOON_S)
 
 
 async def test_a_replica_cannot_fill_the_front_doors_memory(monkeypatch):

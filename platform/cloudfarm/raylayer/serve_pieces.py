@@ -14,6 +14,7 @@ import asyncio
 import json
 import logging
 import secrets
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +25,9 @@ from cloudfarm.domain.generation import Piece
 SHOW_TIMEOUT_S = 10.0
 """How long whoever connects may take to show the secret of an answer."""
 END_TIMEOUT_S = 10.0
+SILENT_S, PROBE_S, PROBES = 10, 5, 3
+"""A replica that says nothing for so long is probed so often: one whose host has gone without a word is found gone."""
+_KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 """How long the last pieces may take when the call has ended, or nobody reads any more."""
 _MOST_BYTES = 1 << 26
 _MOST_CHOICES, _MOST_TEXT = 1000, 1 << 24
@@ -291,6 +295,10 @@ class _Delivery(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are, though not by their class
+        line = transport.get_extra_info("socket")
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in zip(_KEEPALIVE, (SILENT_S, PROBE_S, PROBES), strict=True):
+            line.setsockopt(socket.IPPROTO_TCP, option, value)
         self._showing = asyncio.get_running_loop().call_later(SHOW_TIMEOUT_S, self._end_strangers)
 
     def connection_lost(self, exc: Exception | None) -> None:
