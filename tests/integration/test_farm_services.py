@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psutil
@@ -200,6 +201,33 @@ def test_a_replica_whose_node_dies_is_replaced_and_the_others_go_on(
     assert set(seen) <= {200, 503}
     assert seen.count(503) <= 2
     assert seen[-1] == 200
+
+
+def test_a_service_that_does_not_run_gives_its_lease_back_and_runs_once_it_can(
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+) -> None:
+    univ, _ = tenants
+    model = publish(univ, "fog")
+    weights = Path(model["uri"])
+    hidden = weights.with_name("hidden")
+    weights.rename(hidden)
+    with univ.client as client:
+        client.post("/v1/services", {"model": "fog", "name": "mist", "gpus": "0.25"})
+
+        def status(wanted: str) -> dict | None:
+            found = client.get("/v1/services/mist")
+            return (
+                found if found["status"] == wanted and len(found["leases"]) == (wanted == "RUNNING") else None
+            )
+
+        failed = until(lambda: status("FAILED"), "the service to give up its lease", 120)
+        secret, example = key(univ, "mist"), model["manifest"]["example_input"]
+        refused = ask(farm, secret, "mist", example)
+        assert refused.status_code == 503, refused.text
+        assert failed["message"] == f"{weights} does not exist"
+        hidden.rename(weights)
+        until(lambda: status("RUNNING"), "the service to be tried again", 120)
+        assert ask(farm, secret, "mist", example).status_code == 200
 
 
 def test_a_service_sleeps_without_a_lease_and_wakes_at_the_first_request(

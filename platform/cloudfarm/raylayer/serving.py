@@ -6,7 +6,9 @@ should run: one tenant's change never touches another's application, which stays
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from cloudfarm.domain.bundles import manifest_digest
@@ -20,7 +22,13 @@ DEPLOYMENT = "Model"
 """The name of the one deployment that each of the farm's programs in ``services/`` has."""
 MAX_ONGOING_REQUESTS = 100
 """Of a replica; what is beyond waits in Serve."""
+MOST_SAID = 500
+"""Characters of an error."""
 _PATH = "/api/serve/applications/"
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+_COLOUR = re.compile(r"\x1b\[\d*m")
+_ERROR = re.compile(r"[\w.]+(?::|$)")
+_OWN = re.compile(r"^cloudfarm\.[\w.]+: ")
 
 
 class ServeClient:
@@ -151,13 +159,30 @@ def _seen(name: str, app: Mapping[str, Any]) -> ServeApp:
     return ServeApp(
         name=name,
         running=bool(answers) and all(answers) and app["status"] != "DELETING",
-        failed=app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"),
+        failed=app["status"] in _FAILED,
         given_up=app["status"] == "DEPLOY_FAILED",
-        message=app.get("message") or "",
+        message=_why(app, deployments),
         replicas_wanted=max((each["target_num_replicas"] for each in deployments), default=0),
         replicas=tuple(each for those in replicas for each in those),
         lease_ids=frozenset(_leases(deployments)) if app.get("source") == "imperative" else frozenset(),
     )
+
+
+def _why(app: Mapping[str, Any], deployments: Sequence[Mapping[str, Any]]) -> str:
+    """Return what Serve says of an application, or better the error of the deployment that it says it of.
+
+    That is the end of a traceback, whose other lines say where in the farm's own programs it was raised.
+    """
+    said = [each["message"] for each in deployments if each.get("status") in _FAILED and each.get("message")]
+    if not said:
+        return app.get("message") or ""
+    lines = _COLOUR.sub("", said[0]).strip().splitlines()
+    ends = [
+        number
+        for number, (before, line) in enumerate(pairwise(lines), 1)
+        if before[:1].isspace() and _ERROR.match(line)
+    ]
+    return _OWN.sub("", " ".join(line.strip() for line in lines[ends[-1] if ends else 0 :]))[:MOST_SAID]
 
 
 def _leases(deployments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
