@@ -50,6 +50,13 @@ def assert_charged_as_made(door: FrontDoor) -> None:
     )
 
 
+async def until_stalled(door: FrontDoor, reader: FakeClient) -> None:
+    """Read a stream's beginning and its first piece, and wait until the model thinks about the third."""
+    for _ in range(2):
+        await reader.receive()
+    await asyncio.wait_for(door.inference.stalled.wait(), 10)
+
+
 # Going away
 
 
@@ -140,9 +147,7 @@ async def revoked(door: FrontDoor) -> None:
 async def test_a_stream_of_a_revoked_key_ends_at_once_with_an_error(door: FrontDoor):
     door.inference.stall_after = 2
     async with client(door, stream=True) as reader:
-        for _ in range(2):
-            await reader.receive()
-        await asyncio.wait_for(door.inference.stalled.wait(), 10)
+        await until_stalled(door, reader)
         assert door.inference.open == 1
         await revoked(door)
         said = []
@@ -187,17 +192,19 @@ async def test_an_answer_for_a_revoked_key_is_given_up(door: FrontDoor, path):
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
-@pytest.mark.parametrize("status", [RevisionStatus.PENDING, RevisionStatus.ENDED])
-async def test_who_waits_for_a_replica_that_will_not_come_is_told(door: FrontDoor, path, status):
+@pytest.mark.parametrize(
+    ("status", "replicas"),
+    [(RevisionStatus.PENDING, 1), (RevisionStatus.FAILED, 0), (RevisionStatus.ENDED, 0)],
+)
+async def test_who_waits_for_a_replica_that_will_not_come_is_told(door: FrontDoor, path, status, replicas):
+    target = Target.END if status is RevisionStatus.ENDED else Target.RUN
     door.inference.stall_after = 0
     async with client(door, path) as reader:
         await until_open(door, 1)
         await door.meter.step()
         async with door.store.begin(write=False) as uow:
             (revision,) = [each for each in await uow.revisions.list() if each.name == SERVICE[path]]
-        if status is RevisionStatus.ENDED:
-            await door.move_revision(revision.id, RevisionStatus.RUNNING, target=Target.END)
-        await door.move_revision(revision.id, status)
+        await door.move_revision(revision.id, status, target=target, replicas=replicas)
         await door.meter.step()
         start = await reader.receive()
         assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"5")
@@ -209,9 +216,7 @@ async def test_who_waits_for_a_replica_that_will_not_come_is_told(door: FrontDoo
 async def test_what_has_begun_is_left_to_end(door: FrontDoor):
     door.inference.stall_after = 2
     async with client(door, stream=True) as reader:
-        for _ in range(2):
-            await reader.receive()
-        await asyncio.wait_for(door.inference.stalled.wait(), 10)
+        await until_stalled(door, reader)
         async with door.store.begin(write=False) as uow:
             (revision,) = [each for each in await uow.revisions.list() if each.name == SERVICE[CHAT]]
         await door.move_revision(revision.id, RevisionStatus.PENDING)

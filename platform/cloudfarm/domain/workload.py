@@ -149,6 +149,11 @@ class Revision:
     version: int = 0
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether it has failed so that nothing of it is to run until it is tried again."""
+        return self.status is RevisionStatus.FAILED and not self.replicas
+
+    @property
     def app_name(self) -> str:
         """The Serve application's name: unique over tenants, and never used a second time."""
         return f"{self.tenant}.{self.name}.{self.number}"

@@ -21,7 +21,7 @@ def wanted_replicas(
     *,
     at_least: int = 0,
     is_followed: bool = False,
-    is_given_up: bool = False,
+    needs_restart: bool = False,
 ) -> int:
     """Return how many replicas a revision should have.
 
@@ -38,9 +38,9 @@ def wanted_replicas(
         now_ms: the time.
         at_least: fewer are not wanted, whatever the load.
         is_followed: whether another revision is to take over from this one.
-        is_given_up: whether nothing but another beginning helps this one.
+        needs_restart: whether nothing but another beginning helps this one.
     """
-    if revision.status is RevisionStatus.FAILED and (is_given_up or not revision.replicas):
+    if revision.is_given_up or (revision.status is RevisionStatus.FAILED and needs_restart):
         return 0
     least, most = max(service.min_replicas, at_least), service.max_replicas
     if revision.is_own_app:  # has one lease, whatever was asked for another revision

@@ -29,7 +29,7 @@ class Scene:
     """Whether another revision is to take over from it."""
 
     @property
-    def is_given_up(self) -> bool:
+    def needs_restart(self) -> bool:
         """Whether nothing starts it anew but another beginning: Serve tries no more, or its job has ended."""
         return self.ended_job is not None or (self.app is not None and self.app.given_up)
 
@@ -132,7 +132,7 @@ class Scene:
         without any replica what waits there would wait for ever. What was given up answers none of them.
         """
         view, left_ms, most = self.view, self.revision.left_ms, len(self.held)
-        if self.app is None or (self.revision.status is RevisionStatus.FAILED and not self.revision.replicas):
+        if self.app is None or self.revision.is_given_up:
             return 0
         if left_ms is None or not self.has_left:
             return most

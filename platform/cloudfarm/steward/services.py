@@ -75,7 +75,7 @@ def _run(scene: Scene) -> Iterator[Decision]:
         view.now_ms,
         at_least=0 if is_current else 1,
         is_followed=scene.is_followed,
-        is_given_up=scene.is_given_up,
+        needs_restart=scene.needs_restart,
     )
     if status is not revision.status:
         yield UpdateRevision(revision.id, status, message)

@@ -72,6 +72,6 @@ class Setbacks:
 
     def _look_at_runs(self, view: FarmView) -> None:
         for scene in scenes_of(view):
-            if scene.is_given_up and scene.standing()[0] is RevisionStatus.FAILED:
+            if scene.needs_restart and scene.standing()[0] is RevisionStatus.FAILED:
                 for lease in scene.active:
                     self._runs[scene.revision.id].count(lease.id, view.now_ms)

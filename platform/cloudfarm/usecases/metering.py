@@ -192,14 +192,18 @@ class Meter:
                 each: await charged_milli_gpus(uow, found) for each, found in revisions.items() if found
             }
         there = (revision for found in revisions.values() for revision in found)
-        with_lease = {each.app_name for each in there if each.status is not RevisionStatus.PENDING}
+        answering = {
+            each.app_name
+            for each in there
+            if each.status is not RevisionStatus.PENDING and not each.is_given_up
+        }
         now_ms = self.clock.now_ms()
         for service_id, charged in milli_gpus.items():
             self._shares[service_id].change(now_ms, charged)
         for use in self._under_way:
             if use.account.key_id in dead:
                 use.refuse(UnauthenticatedError("this key has expired or was revoked meanwhile"))
-            elif not use.begun and use.app_name not in with_lease:
+            elif not use.begun and use.app_name not in answering:
                 lost = f"service {use.account.service} has lost its replicas"
                 use.refuse(UnavailableError(lost, retry_after_s=RETRY_S))
 
