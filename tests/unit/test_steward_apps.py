@@ -12,7 +12,7 @@ from cloudfarm.domain.workload import RUN_APP, Job, Revision
 from cloudfarm.steward.decide import decide
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
-from cloudfarm.steward.setbacks import FIRST_MS, LONGEST_MS
+from cloudfarm.steward.setbacks import FIRST_MS, LONGEST_RUN_MS
 from cloudfarm.steward.view import EndApp
 from cloudfarm.testing.fake_serving import FRONT_DOOR
 from cloudfarm.testing.farm import MemoryFarm
@@ -110,7 +110,9 @@ async def test_an_application_whose_job_ends_has_failed_and_nothing_of_it_is_lef
     assert (await revision(farm)).status is RevisionStatus.RUNNING
 
 
-@pytest.mark.parametrize(("ran_ms", "pause_ms"), [(1_000, 2 * FIRST_MS), (FIRST_MS + LONGEST_MS, FIRST_MS)])
+@pytest.mark.parametrize(
+    ("ran_ms", "pause_ms"), [(1_000, 2 * FIRST_MS), (FIRST_MS + LONGEST_RUN_MS, FIRST_MS)]
+)
 async def test_only_what_has_run_for_long_is_tried_again_as_soon_as_the_first_time(
     farm, ran_ms: int, pause_ms: int
 ) -> None:

@@ -11,7 +11,7 @@ from cloudfarm.steward.decide import decide
 from cloudfarm.steward.scaling import SILENT_MS
 from cloudfarm.steward.scene import LEAVE_MS
 from cloudfarm.steward.services import GO_MS, services
-from cloudfarm.steward.setbacks import LONGEST_MS
+from cloudfarm.steward.setbacks import LONGEST_START_MS
 from cloudfarm.steward.view import DeployServices, LeaseReplicas, ReleaseLease
 from cloudfarm.testing.farm import MemoryFarm
 from cloudfarm.testing.invariants import check_invariants
@@ -195,7 +195,7 @@ async def test_what_has_failed_is_tried_again_if_nothing_takes_over(farm) -> Non
     await pass_time(farm, SILENT_MS + LEAVE_MS)
     assert await statuses(farm) == [RevisionStatus.FAILED, RevisionStatus.ENDED]
     farm.serving.failing.clear()
-    await pass_time(farm, LONGEST_MS)
+    await pass_time(farm, LONGEST_START_MS)
     assert await statuses(farm) == [RevisionStatus.RUNNING, RevisionStatus.ENDED]
 
 

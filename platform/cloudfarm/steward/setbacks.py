@@ -8,12 +8,18 @@ from cloudfarm.domain.status import EndReason, LeaseStatus, RevisionStatus
 from cloudfarm.steward.scene import scenes_of
 from cloudfarm.steward.view import FarmView
 
-FIRST_MS, LONGEST_MS = 5_000, 300_000
+FIRST_MS = 5_000
 """How long the first pause is; each one after it is twice as long, up to the longest."""
+LONGEST_START_MS, LONGEST_RUN_MS = 300_000, 1_800_000
+"""The longest after a lease whose nodes did not start, and after what failed on nodes that did.
+
+The second is longer: what fails is its tenant's to mend, and for each try others may have to make room.
+"""
 
 
 @dataclass(slots=True)
 class _Setback:
+    longest_ms: int
     times: int = 0
     """In a row."""
     at_ms: int = -1
@@ -29,16 +35,20 @@ class _Setback:
 
     @property
     def until_ms(self) -> int:
-        return self.at_ms + min(FIRST_MS << (self.times - 1), LONGEST_MS)
+        return self.at_ms + min(FIRST_MS << (self.times - 1), self.longest_ms)
 
 
 @dataclass(slots=True)
 class Setbacks:
     """Remembers them by revision. A steward that has just begun knows of none, and tries at once."""
 
-    _starts: defaultdict[str, _Setback] = field(default_factory=lambda: defaultdict(_Setback))
+    _starts: defaultdict[str, _Setback] = field(
+        default_factory=lambda: defaultdict(lambda: _Setback(LONGEST_START_MS))
+    )
     """Leases whose nodes did not start."""
-    _runs: defaultdict[str, _Setback] = field(default_factory=lambda: defaultdict(_Setback))
+    _runs: defaultdict[str, _Setback] = field(
+        default_factory=lambda: defaultdict(lambda: _Setback(LONGEST_RUN_MS))
+    )
     """What ran on nodes that did, and was given up."""
 
     def look(self, view: FarmView) -> Mapping[str, int]:
@@ -53,7 +63,7 @@ class Setbacks:
         for setbacks in (self._starts, self._runs):
             for revision_id, each in list(setbacks.items()):
                 each.lease_ids &= view.leases_by_id.keys()
-                if view.now_ms - each.until_ms >= LONGEST_MS:
+                if view.now_ms - each.until_ms >= each.longest_ms:
                     del setbacks[revision_id]
                 else:
                     until_ms[revision_id] = max(until_ms[revision_id], each.until_ms)
