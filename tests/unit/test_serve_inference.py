@@ -1,5 +1,6 @@
 """Which of Serve's errors says that nobody has got a request: only such a one may be sent again."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -105,3 +106,31 @@ class Controller:
 async def test_an_application_that_serve_does_not_have_took_nothing(way, monkeypatch) -> None:
     monkeypatch.setattr(context, "_get_global_client", lambda: SimpleNamespace(_controller=Controller()))
     assert type(await asked(way)) is NoReplicaError
+
+
+async def test_requests_that_come_together_open_an_application_once(monkeypatch) -> None:
+    opened, opens = [], asyncio.Event()
+
+    async def open_slowly(_self, name: str) -> Handle:
+        opened.append(name)
+        await opens.wait()
+        if len(opened) == 1:
+            raise NoReplicaError("not yet")
+        return Handle(KeyError())
+
+    monkeypatch.setattr(Handles, "_open", open_slowly)
+    handles = Handles()
+
+    async def together() -> list[object]:
+        opens.clear()
+        calls = [asyncio.create_task(handles.get(APP, "answer", {})) for _ in range(100)]
+        await asyncio.sleep(0)
+        calls[0].cancel()  # its client goes; the others still wait
+        opens.set()
+        return (await asyncio.gather(*calls, return_exceptions=True))[1:]
+
+    assert {type(each) for each in await together()} == {NoReplicaError}
+    (handle,) = set(await together())
+    assert isinstance(handle, Handle)
+    assert await handles.get(APP, "answer", {}) is handle
+    assert opened == [APP, APP]

@@ -34,6 +34,8 @@ class Handles:
         self._from_proxy = from_proxy
         self._kept: dict[str, dict[str, DeploymentHandle[Any]]] = {}
         """The one under "" has the router, which the others share."""
+        self._opening: dict[str, asyncio.Task[dict[str, DeploymentHandle[Any]]]] = {}
+        """One for all requests that come meanwhile: a router for each of 1,000 would take 350 MB."""
 
     async def get(self, app_name: str, way: str, options: Mapping[str, Any]) -> "DeploymentHandle[Any]":
         """Return the handle for one way to call an application.
@@ -48,10 +50,11 @@ class Handles:
         """
         kept = self._kept.get(app_name)
         if kept is None:
-            handle = await self._open(app_name)
-            if len(self._kept) >= MOST_APPS:
-                self._kept.clear()  # Serve forgets a router that has no handle
-            kept = self._kept.setdefault(app_name, {"": handle})
+            opening = self._opening.get(app_name)
+            if opening is None:
+                opening = self._opening[app_name] = asyncio.create_task(self._keep(app_name))
+                opening.add_done_callback(lambda opened: self._end_opening(app_name, opened))
+            kept = await asyncio.shield(opening)  # others may wait for it when this request's client has gone
         if way not in kept:
             kept[way] = kept[""].options(**options, _by_reference=False)
         return kept[way]
@@ -79,6 +82,18 @@ class Handles:
                 raise
             # Nobody cancelled us: Serve says so of a request whose replica was stopped.
             raise self._silent(app_name, error) from error
+
+    async def _keep(self, app_name: str) -> "dict[str, DeploymentHandle[Any]]":
+        handle = await self._open(app_name)
+        if len(self._kept) >= MOST_APPS:
+            self._kept.clear()  # Serve forgets a router that has no handle
+        kept = self._kept[app_name] = {"": handle}
+        return kept
+
+    def _end_opening(self, app_name: str, opened: "asyncio.Task[Any]") -> None:
+        del self._opening[app_name]
+        if not opened.cancelled() and (error := opened.exception()) is not None:
+            log.info("%s: %s", app_name, error)  # perhaps no request waits to be told
 
     async def _open(self, app_name: str) -> "DeploymentHandle[Any]":
         from ray.serve._private.common import DeploymentHandleSource  # noqa: PLC0415 - only inside a replica
