@@ -1,6 +1,7 @@
 """The meter: who is let in, and what is noted of it. Under all kinds of faults: ``test_metering_machine.py``."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -166,6 +167,40 @@ async def test_who_is_refused_again_while_the_answer_is_being_ended_has_it_ended
     with pytest.raises(UnauthenticatedError):
         await waiting
     assert use.completion_tokens == 3
+
+
+@pytest.mark.parametrize("first_ends", [False, True])
+@pytest.mark.parametrize("moment", ["before the reads", "after the reads"])
+async def test_what_begins_while_the_others_are_looked_after_goes_on(meter, monkeypatch, moment, first_ends):
+    model = await register(meter.store)
+    await add(meter.store, services=[CHAT], revisions=[make_revision(model_id=model.id, number=7)])
+    first, later = begin(meter, route()), []  # nothing of its application is there any more
+
+    def come_and_go():
+        if first_ends:
+            first.end()
+        other = make_service("s2", name="other", tenant="kaist")
+        later.extend(begin(meter, each) for each in (route(), route(service=other)))
+
+    @asynccontextmanager
+    async def begin_slowly(*, write=True):
+        async with MemoryStore.begin(meter.store, write=write) as uow:
+            if not write and not later and moment == "before the reads":
+                come_and_go()
+            yield uow
+        if not write and not later:
+            come_and_go()
+
+    monkeypatch.setattr(meter.store, "begin", begin_slowly)
+    await meter.step()
+    assert len(later) == 2
+
+    async def answers():
+        yield "this"
+
+    assert [await use.next_of(answers()) for use in later] == ["this", "this"]
+    with pytest.raises(UnavailableError, match="has lost its replicas"):
+        await first.next_of(answers())
 
 
 async def test_what_a_service_loses_counts_for_those_under_way_too(meter):

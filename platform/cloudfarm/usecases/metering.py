@@ -182,10 +182,11 @@ class Meter:
 
         A request that waits in Serve for a replica waits for one as long as it is let, also when there will be none.
         """
+        uses = tuple(self._under_way)  # of what begins during the look, the look tells nothing
         async with self.store.begin(write=False) as uow:
-            keys = {use.account.key_id for use in self._under_way}
+            keys = {use.account.key_id for use in uses}
             dead = await uow.credentials.find_dead(keys, self.clock.now_ms())
-            services = {use.account.service_id for use in self._under_way}
+            services = {use.account.service_id for use in uses}
             revisions = {each: await uow.revisions.list(service_id=each, open_only=True) for each in services}
             # Of a service that is gone by now the last that was seen goes on.
             milli_gpus = {
@@ -200,7 +201,7 @@ class Meter:
         now_ms = self.clock.now_ms()
         for service_id, charged in milli_gpus.items():
             self._shares[service_id].change(now_ms, charged)
-        for use in self._under_way:
+        for use in uses:
             if use.account.key_id in dead:
                 use.refuse(UnauthenticatedError("this key has expired or was revoked meanwhile"))
             elif not use.begun and use.app_name not in answering:
