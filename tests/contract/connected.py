@@ -137,6 +137,14 @@ class RemoteFrontDoor:
         return await self._actor.talk.remote(*args)
 
 
+class Cluster:
+    """What Ray itself says."""
+
+    async def living(self) -> set[str]:
+        """Return the names of the nodes that it counts as living."""
+        return {node["NodeName"] for node in ray.nodes() if node["Alive"]}
+
+
 async def serve(state_dir: Path, pipe: Connection) -> None:
     """Carry out calls, one after the other, until the other end is closed."""
     settings = load_settings(state_dir)
@@ -148,6 +156,7 @@ async def serve(state_dir: Path, pipe: Connection) -> None:
         "serving": steward.actor.serving,
         "watch": steward.watch,
         "front_door": RemoteFrontDoor(),
+        "cluster": Cluster(),
         "logs": RayLogs(steward.actor.ray_jobs._http),
         "ray_jobs_down": RayJobsClient(nobody, open_artifacts(settings)),
         "serving_down": ServeClient(nobody, settings.bind_address, settings.port, str(state_dir)),

@@ -157,3 +157,16 @@ async def test_a_host_is_seen_while_many_calls_wait_for_its_nodes(farm, hosts, e
     if farm is not None:
         farm.signal_node(PIECE.name, signal.SIGCONT)
     await node_in(hosts, PIECE.name, NodePhase.UP)
+
+
+@pytest.mark.own_farm
+async def test_a_node_that_was_killed_is_dead_to_the_cluster_at_once_though_it_could_not_say_so(
+    bare_farm, epoch
+):
+    hosts, cluster = bare_farm.port("hosts"), bare_farm.port("cluster")
+    await hosts.start_node(PIECE, epoch=epoch, **ORDER)
+    await node_in(hosts, PIECE.name, NodePhase.UP)
+    assert PIECE.name in await cluster.living()
+    bare_farm.signal_node(PIECE.name, signal.SIGSTOP)
+    await hosts.kill_node(HOST, PIECE.name, epoch=epoch)
+    assert PIECE.name not in await cluster.living()

@@ -1,6 +1,7 @@
 """The port RayJobs: the fake, and Ray's Jobs API on a running farm."""
 
 import itertools
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any, Protocol
 
 import pytest
 
+from cloudfarm.domain.host import NodePhase
+from cloudfarm.domain.lease import Slice
+from cloudfarm.domain.quantities import GIB
 from cloudfarm.domain.status import JobStatus
 from cloudfarm.domain.workload import Job, RayJob
 from cloudfarm.errors import ConflictError, NotFoundError, UnavailableError
@@ -17,7 +21,7 @@ from cloudfarm.testing.factories import make_job
 from cloudfarm.testing.fake_farm import FakeRayJobs
 from tests.processes import eventually
 
-from .bare_farm import LEASE
+from .bare_farm import EPOCHS, HOST, LEASE, node_in
 
 NUMBERS = itertools.count()
 SELECTOR = {"lease": LEASE.id}
@@ -177,3 +181,24 @@ async def test_a_ray_that_does_not_answer_is_unavailable(farm):
     ):
         with pytest.raises(UnavailableError):
             await call()
+
+
+@pytest.mark.own_farm
+async def test_jobs_start_while_nodes_are_dead_that_are_not_missed_yet(bare_farm, tmp_path):
+    hosts, drivers = bare_farm.port("hosts"), RealDrivers(bare_farm.port("ray_jobs"), tmp_path)
+    dead = [Slice(f"dead{number}", 0, HOST, (1,), 100, 1, GIB) for number in range(3)]
+    for piece in dead:
+        await hosts.start_node(
+            piece, tenant="kaist", epoch=next(EPOCHS), labels={"lease": piece.lease_id}, env={}
+        )
+    for piece in dead:
+        await node_in(hosts, piece.name, NodePhase.UP)
+        bare_farm.signal_node(piece.name, signal.SIGKILL)
+    assert {piece.name for piece in dead} <= await bare_farm.port("cluster").living()
+    jobs = [make_job(f"j{next(NUMBERS)}", lease_id=LEASE.id, entrypoint="true") for _ in range(4)]
+    for job in jobs:
+        await drivers.ray_jobs.submit(job, env={}, label_selector=SELECTOR)
+    for job in jobs:
+        await job_in(drivers.ray_jobs, job, JobStatus.SUCCEEDED)
+    for piece in dead:
+        await hosts.kill_node(HOST, piece.name, epoch=next(EPOCHS))

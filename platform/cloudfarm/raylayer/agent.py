@@ -19,10 +19,11 @@ import ray
 
 from cloudfarm.domain.host import Host, NodeMeter, NodePhase, NodeTruth
 from cloudfarm.domain.lease import Slice
-from cloudfarm.errors import FencedError, HostError, NotFoundError
+from cloudfarm.errors import FencedError, HostError, NotFoundError, UnavailableError
 from cloudfarm.raylayer.gpus import device_env, discover
 from cloudfarm.raylayer.launcher import LauncherError, NodeLauncher, NodeRecord, NodeSpec
 from cloudfarm.raylayer.launcher.spec import Namespace
+from cloudfarm.raylayer.node_deaths import NodeDeaths
 from cloudfarm.raylayer.paths import PORTS_OF_NODE, FarmPaths
 from cloudfarm.settings import Settings
 
@@ -108,7 +109,10 @@ class HostAgent:
         self._machine = discover(config.gpus, config.cpus, config.memory_bytes)
         self._dir = self._paths.host_dir(self._config.id)
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._launcher = NodeLauncher(self._dir, namespaces=NAMESPACES[config.isolation])
+        self._deaths = NodeDeaths(config.gcs_address)
+        self._launcher = NodeLauncher(
+            self._dir, namespaces=NAMESPACES[config.isolation], on_end=self._tell_dead
+        )
         self._launcher.warm_up()
         self._starting: dict[str, int] = {}
         """Nodes ordered, neither up nor killed since, and when."""
@@ -199,12 +203,18 @@ class HostAgent:
             self._failed.pop(name, None)
         meter = self._meter(name)
         try:
-            # A raylet that may say goodbye is DEAD to the cluster at once; a killed one after many seconds.
+            # The raylet may say goodbye and end its workers; what it has no time for the cluster is told then.
             self._launcher.kill(name, GOODBYE_S)
         except LauncherError as error:
             raise HostError(f"{self._config.id}: {error}") from error
         shutil.rmtree(self._paths.node_dir(name), ignore_errors=True)  # its logs are archived by now
         return meter
+
+    def _tell_dead(self, name: str) -> None:
+        try:
+            self._deaths.tell(name)
+        except UnavailableError as error:
+            log.warning("%s", error)  # it is gone all the same, and the cluster will miss it
 
     def _meter(self, name: str) -> NodeMeter | None:
         try:

@@ -13,6 +13,12 @@ from cloudfarm.errors import ConflictError, InvalidInputError, NotFoundError, Un
 from cloudfarm.ports import Artifacts
 from cloudfarm.raylayer.ray_http import RayHttp
 
+FORWARDED_BY_HEAD_BYTES = 1
+"""What each job asks for its driver, so that it asks for anything.
+
+Ray has a node pass on what is to be placed: the head if it needs some resource, and any node if it needs none. That may
+be one that has just died, which Ray does not know for 17 s; then the job failed, though its own lease was well.
+"""
 _PACKAGE = "gcs://"
 
 
@@ -55,6 +61,7 @@ class RayJobsClient:
                 "job_name": job.submission_id,
             },
             **job.resources,
+            "entrypoint_memory": job.resources.get("entrypoint_memory") or FORWARDED_BY_HEAD_BYTES,
             "entrypoint_label_selector": {
                 **job.resources.get("entrypoint_label_selector", {}),
                 **label_selector,

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class NodeLauncher:
         namespaces: which kinds may be tried, best first. ``("none",)`` and ``("user",)`` force a grade.
         use_cgroups: False leaves every node without limits.
         environ: the operator's environment, of which nodes inherit a short list (`zygote_client.FORWARDED`).
+        on_end: called with the name of each node of which nothing is left, before the name may be used again.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class NodeLauncher:
         namespaces: Sequence[Namespace] = ("root", "user", "none"),
         use_cgroups: bool = True,
         environ: Mapping[str, str] | None = None,
+        on_end: Callable[[str], None] = lambda _name: None,
     ) -> None:
         self._where = state.StateDir(Path(state_dir).resolve())
         self._where.prepare()
         self._namespaces = list(namespaces)
         self._hierarchies = cgroups.Hierarchies.detect() if use_cgroups else cgroups.Hierarchies("none")
         self._environ = dict(os.environ if environ is None else environ)
+        self._on_end = on_end
         self._zygote = ZygoteClient(self._where, self._environ)
 
     # Starting
@@ -294,6 +297,7 @@ class NodeLauncher:
         cgroup.remove()
         if wanted:
             _clear_temp_dir(Path(wanted["spec"]["temp_dir"]))
+        self._on_end(name)
         self._where.forget(name)
 
     def _kill_once(
