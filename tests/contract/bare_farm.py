@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
@@ -130,7 +131,8 @@ class BareFarm:
         launcher = NodeLauncher(self.local.paths.host_dir(HOST))
         (first,) = [record.pid for record in launcher.records() if record.name == name]
         for pid in procs.descendants([first], procs.snapshot()):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, number)
 
     def start(self) -> None:
         paths = self.local.paths
