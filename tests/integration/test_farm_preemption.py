@@ -84,7 +84,7 @@ def test_a_service_is_preempted_waits_and_answers_again_and_what_it_answered_is_
     quota_farm: RunningFarm, publishing: str
 ) -> None:
     univ, solar = quota_farm.tenant("univ"), quota_farm.tenant("solar")
-    model = published(univ, publishing, "breeze")
+    (model,) = published(univ, publishing, "breeze")
     deploy(univ, "breeze", "wind", gpus="0.5")
     # After it: of the two the service is the first that may be preempted at all, and then what loses least.
     own = univ.hold("2x1")

@@ -19,19 +19,23 @@ from .conftest import RunningFarm, Tenant, raylet_of, until
 pytestmark = [pytest.mark.farm, pytest.mark.timeout(300), pytest.mark.usefixtures("clean_farm")]
 
 
-def publish(tenant: Tenant, name: str) -> dict:
-    return published(tenant, start_publishing(tenant, name), name)
+def start_publishing(tenant: Tenant, *names: str) -> str:
+    return tenant.start_job("python", "publish.py", *names, metadata={"gpus": "0"})
 
 
-def start_publishing(tenant: Tenant, name: str) -> str:
-    return tenant.start_job("python", "publish.py", name, metadata={"gpus": "0"})
-
-
-def published(tenant: Tenant, job: str, name: str) -> dict:
+def published(tenant: Tenant, job: str, *names: str) -> list[dict]:
     ended = tenant.wait_job(job)
     assert ended["status"] == "SUCCEEDED", ended["message"] + tenant.logs(job)[-2000:]
     with tenant.client as client:
-        return client.get(f"/v1/model-versions/{name}")
+        return [client.get(f"/v1/model-versions/{name}") for name in names]
+
+
+@pytest.fixture(scope="module")
+def models(tenants: tuple[Tenant, Tenant]) -> dict[str, dict]:
+    """Models that ``univ`` has published, by name, all by one job: one for each test."""
+    univ, _ = tenants
+    names = ("breeze", "squall", "thermal", "fog", "lull")
+    return dict(zip(names, published(univ, start_publishing(univ, *names), *names), strict=True))
 
 
 def deploy(tenant: Tenant, model: str, name: str, gpus: str = "0.25", replicas: int = 1) -> dict:
@@ -85,12 +89,12 @@ def listening(farm: RunningFarm) -> set[str]:
 
 
 def test_a_model_is_registered_served_and_kept_apart(
-    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], models: dict[str, dict]
 ) -> None:
     univ, solar = tenants
-    model = publish(univ, "breeze")
+    others = start_publishing(solar, "gale")
+    model = models["breeze"]
     assert (model["ref"], model["manifest"]["metrics"]) == ("breeze:1", {"validation_mae_kw": 1.0})
-    publish(solar, "gale")
     example = model["manifest"]["example_input"]
 
     service = deploy(univ, "breeze", "wind")
@@ -107,6 +111,7 @@ def test_a_model_is_registered_served_and_kept_apart(
     # (A process that is just writing its title has none; and a replica writes it at every request.)
     before = until(lambda: replicas(farm, univ), "the title of the replica")
     assert len(before) == 1
+    published(solar, others, "gale")
     deploy(solar, "gale", "wind", gpus="0.5", replicas=2)
     other = key(solar)
     assert ask(farm, other, "wind", example).status_code == 200
@@ -154,12 +159,13 @@ def asking(farm: RunningFarm, secret: str, service: str, payload: dict) -> Itera
 
 
 def test_a_new_version_takes_over_and_is_rolled_back_without_dropping_a_request(
-    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], models: dict[str, dict]
 ) -> None:
     univ, _ = tenants
-    first, second = publish(univ, "squall"), publish(univ, "squall")
-    assert (first["ref"], second["ref"]) == ("squall:1", "squall:2")
+    first, publishing = models["squall"], start_publishing(univ, "squall")
     deploy(univ, "squall:1", "gusts")
+    (second,) = published(univ, publishing, "squall")
+    assert (first["ref"], second["ref"]) == ("squall:1", "squall:2")
     secret, example = key(univ, "gusts"), first["manifest"]["example_input"]
 
     def settled(client: FarmClient, model: str) -> bool:
@@ -176,10 +182,10 @@ def test_a_new_version_takes_over_and_is_rolled_back_without_dropping_a_request(
 
 
 def test_a_replica_whose_node_dies_is_replaced_and_the_others_go_on(
-    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], models: dict[str, dict]
 ) -> None:
     univ, _ = tenants
-    model = publish(univ, "thermal")
+    model = models["thermal"]
     before = deploy(univ, "thermal", "lift", replicas=2)["leases"]
     secret, example = key(univ, "lift"), model["manifest"]["example_input"]
     assert len(before) == 2
@@ -211,10 +217,10 @@ def test_a_replica_whose_node_dies_is_replaced_and_the_others_go_on(
 
 
 def test_a_service_that_does_not_run_gives_its_lease_back_and_runs_once_it_can(
-    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], models: dict[str, dict]
 ) -> None:
     univ, _ = tenants
-    model = publish(univ, "fog")
+    model = models["fog"]
     weights = Path(model["uri"])
     hidden = weights.with_name("hidden")
     weights.rename(hidden)
@@ -238,10 +244,10 @@ def test_a_service_that_does_not_run_gives_its_lease_back_and_runs_once_it_can(
 
 
 def test_a_service_sleeps_without_a_lease_and_wakes_at_the_first_request(
-    farm: RunningFarm, tenants: tuple[Tenant, Tenant]
+    farm: RunningFarm, tenants: tuple[Tenant, Tenant], models: dict[str, dict]
 ) -> None:
     univ, _ = tenants
-    model = publish(univ, "lull")
+    model = models["lull"]
     with univ.client as client:
         body = {"model": "lull", "name": "calm", "gpus": "0.25", "min_replicas": 0, "idle_minutes": 0.1}
         client.post("/v1/services", body)

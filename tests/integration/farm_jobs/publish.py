@@ -1,4 +1,4 @@
-"""A tenant's script that publishes a small wind power model; its weights are as they are made, without training."""
+"""A tenant's script that publishes small wind power models; their weights are as they are made, without training."""
 
 import sys
 
@@ -31,9 +31,9 @@ EXAMPLE = {
 }
 
 
-def main() -> None:
-    uri = publish_model(
-        sys.argv[1],
+def publish(name: str) -> str:
+    return publish_model(
+        name,
         {name: value.numpy() for name, value in Forecaster(SPEC).state_dict().items()},
         kind=KIND,
         spec=SPEC.model_dump(mode="json"),
@@ -42,7 +42,11 @@ def main() -> None:
         card=DataCard(name="none", source="none: the weights are not trained", licence="none"),
         example_input=EXAMPLE,
     )
-    print("published", uri, flush=True)
+
+
+def main() -> None:
+    for name in sys.argv[1:]:
+        print("published", publish(name), flush=True)
 
 
 if __name__ == "__main__":
