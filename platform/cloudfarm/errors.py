@@ -162,6 +162,13 @@ class NoReplicaError(UnavailableError):
     title = "Nothing of the service runs that could take the request"
 
 
+class ReplicaLostError(UnavailableError):
+    """A service's replica is lost that may have had the request: nobody knows what of it was done."""
+
+    code = "replica_lost"
+    title = "The service's replica was lost while it had the request"
+
+
 class StorageFullError(UnavailableError):
     """No room on the farm's disk; nothing was written."""
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from cloudfarm.domain.status import JobStatus
-from cloudfarm.errors import AppFailedError, UnavailableError
+from cloudfarm.errors import AppFailedError, ReplicaLostError, UnavailableError
 from cloudfarm.testing.factories import make_job
 from cloudfarm.testing.fake_apps import FakeApps
 from tests.processes import eventually
@@ -268,7 +268,7 @@ async def test_a_replica_that_is_killed_ends_its_websockets(caller):
         pytest.skip("the fake has no process to kill")
     messages, error = await caller.talk("/talk", said(text="x"), 2, said(text="die"))
     assert [each["type"] for each in messages] == ["websocket.accept", "websocket.send"]
-    assert isinstance(error, UnavailableError)
+    assert isinstance(error, ReplicaLostError)
 
 
 @pytest.mark.own_farm

@@ -209,11 +209,8 @@ def test_a_replica_whose_node_dies_is_replaced_and_the_others_go_on(
         until(replaced, "another replica", 120)
         assert before[1] in client.get("/v1/services/lift")["leases"]
         assert stays in replicas(farm, univ)
-    # What the lost replica had got is lost with it: at most what was asked at once, and a clear error.
-    lost = [each for each in seen if each != "ok"]
-    assert len(lost) <= 2, lost
-    assert all(each.startswith("503 ") for each in lost), lost
-    assert seen[-1] == "ok"
+    # What the lost replica had got is asked of the other one.
+    assert set(seen) == {"ok"}
 
 
 def test_a_service_that_does_not_run_gives_its_lease_back_and_runs_once_it_can(

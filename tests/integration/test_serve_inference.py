@@ -42,6 +42,8 @@ class Engine:
                 yield "odd"
             if prompt == "raise":
                 raise KeyError("inside")
+            if prompt == "die at once":
+                os._exit(1)
             if prompt == "who":
                 yield Piece(text=str(os.getpid()))
             if prompt == "brief":
@@ -67,6 +69,8 @@ class Engine:
         yield Embeddings(tuple((float(len(text)),) for text in texts), len(texts))
 
     async def answer(self, payload):
+        if "die" in payload:
+            os._exit(1)
         yield {"echo": payload}
 
     async def busy(self):
@@ -137,6 +141,11 @@ async def main():
         seen["spread"] = sorted(Counter(who).values())
     seen["missing"] = await taken(ask("count", app="kaist.none"))
     seen["die"] = await taken(ask("die"))
+    seen["die at once"] = await taken(ask("die at once", app="kaist.pair"))
+    try:
+        await inference.call("kaist.pair", {"die": True}, timeout_s=60)
+    except CloudfarmError as error:
+        seen["call dies"] = [[error.code, error.detail, error.data]]
     Path(sys.argv[1]).write_text(json.dumps(seen))
 
 
@@ -200,7 +209,9 @@ def test_cancelling_ends_the_replicas_work_also_before_the_first_piece(seen):
         ("odd", [], "unavailable"),
         ("raise", [], "unavailable"),
         ("missing", [], "no_replica"),
-        ("die", ["0", "1"], "unavailable"),
+        ("die", ["0", "1"], "replica_lost"),
+        ("die at once", [], "replica_lost"),
+        ("call dies", [], "replica_lost"),
     ],
 )
 def test_a_replica_that_fails_is_an_error_for_the_caller_and_shows_nothing(seen, name, pieces, code):

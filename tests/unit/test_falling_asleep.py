@@ -1,16 +1,17 @@
-"""Requests that arrive as replicas go: they wait and are answered, once, and count once."""
+"""Requests that arrive as replicas go, or are lost with one: they are answered, once, and count once."""
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 
 from cloudfarm.domain.bundles import CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
+from cloudfarm.domain.generation import Piece
 from cloudfarm.domain.served import Used
 from cloudfarm.domain.status import RevisionStatus
-from cloudfarm.errors import TooManyError
+from cloudfarm.errors import ReplicaLostError, TooManyError
 from cloudfarm.testing.front_door import FrontDoor, open_front_door
 from cloudfarm.testing.http_checks import assert_openai_error, assert_problem
 
@@ -29,6 +30,7 @@ WAYS = {
     "own application": (APP, SERVE_APP),
 }
 each_way = pytest.mark.parametrize("way", WAYS)
+each_model = pytest.mark.parametrize("way", [way for way in WAYS if way != "own application"])
 
 
 @pytest.fixture
@@ -126,13 +128,78 @@ async def test_it_is_sent_once_more_and_no_oftener(door: FrontDoor, way: str) ->
     replicas_go(door)
     door.inference.gone = 3
     answer = await ask(door, way)
-    if way in ("predict", "own application"):
-        assert_problem(answer, 503, "no_replica")
-    else:
-        assert_openai_error(answer, 503, code="no_replica")
+    assert_refused(answer, way, "no_replica")
     assert door.inference.gone == (1 if way != "own application" else 3)
     assert (await used(door)).requests == 2
     assert all(use.ended for _, use in door.meter.uses)
+
+
+def assert_refused(answer: httpx.Response, way: str, code: str) -> None:
+    if way in ("predict", "own application"):
+        assert_problem(answer, 503, code)
+    else:
+        assert_openai_error(answer, 503, code=code)
+
+
+@each_model
+async def test_who_is_lost_with_a_replica_is_answered_by_another_and_counts_once(
+    door: FrontDoor, way: str
+) -> None:
+    await running(door, way)
+    before = await used(door)
+    door.inference.lost = 1
+    answer = await ask(door, way)
+    assert answer.status_code == 200, answer.text
+    after = await used(door)
+    assert (after.requests, after.tokens) == (2 * before.requests, 2 * before.tokens)
+    assert all(use.ended for _, use in door.meter.uses)
+
+
+@each_model
+async def test_who_is_lost_twice_is_told_so(door: FrontDoor, way: str) -> None:
+    await running(door, way)
+    door.inference.lost = 3
+    assert_refused(await ask(door, way), way, "replica_lost")
+    assert door.inference.lost == 1
+    assert (await used(door)).requests == 2
+
+
+@pytest.mark.parametrize("way", ["chat", "chat stream", "completions"])
+async def test_an_answer_that_has_begun_is_not_begun_again(door: FrontDoor, way: str) -> None:
+    await running(door, way)
+    asked = len(door.inference.generations)
+    door.inference.break_after = 2
+    assert "replica_lost" in (await ask(door, way)).text
+    assert len(door.inference.generations) == asked + 1
+
+
+async def test_what_is_charged_is_not_asked_and_charged_again(door: FrontDoor, monkeypatch) -> None:
+    await running(door, "embeddings")
+    before, asked = await used(door), []
+
+    async def embed(_self, _app_name: str, request, made: Callable[[Piece], None]) -> None:
+        asked.append(request)
+        made(Piece(prompt_tokens=2))
+        raise ReplicaLostError
+
+    monkeypatch.setattr(type(door.inference), "embed", embed)
+    assert_refused(await ask(door, "embeddings"), "embeddings", "replica_lost")
+    assert len(asked) == 1
+    assert (await used(door)).tokens == before.tokens + 2
+
+
+async def test_what_an_own_application_has_got_is_not_sent_again(door: FrontDoor, monkeypatch) -> None:
+    await running(door, "own application")
+    asked = []
+
+    async def answer(_self, app_name: str, _scope, _body: bytes) -> AsyncIterator[dict]:
+        asked.append(app_name)
+        raise ReplicaLostError
+        yield {}
+
+    monkeypatch.setattr(type(door.apps), "answer", answer)
+    assert_refused(await ask(door, "own application"), "own application", "replica_lost")
+    assert len(asked) == 1
 
 
 async def refused(door: FrontDoor, way: str, how: str) -> None:

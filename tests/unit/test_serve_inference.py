@@ -1,16 +1,16 @@
-"""Which of Serve's errors says that nobody has got a request: only such a one may be sent again."""
+"""Which of Serve's errors says that nobody has got a request, and which that it was lost with a replica."""
 
 import asyncio
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve import context
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from cloudfarm.domain.generation import Generation, Piece, Sampling, ToEmbed
-from cloudfarm.errors import CloudfarmError, NoReplicaError, UnavailableError
+from cloudfarm.errors import CloudfarmError, NoReplicaError, ReplicaLostError, UnavailableError
 from cloudfarm.raylayer.serve_handles import Handles
 from cloudfarm.raylayer.serve_inference import ServeInference
 
@@ -85,8 +85,14 @@ async def test_an_application_that_has_ended_took_nothing(way, monkeypatch) -> N
 
 @pytest.mark.parametrize("way", ASK)
 @pytest.mark.parametrize(
-    "error", [ActorDiedError(), TimeoutError(), RequestCancelledError("r1"), KeyError("of the replica's")]
+    "error", [ActorDiedError(), ActorUnavailableError("gone", None), asyncio.CancelledError()]
 )
+async def test_a_replica_that_is_lost_may_have_begun(error, way, monkeypatch) -> None:
+    assert await told(error, way, monkeypatch) is ReplicaLostError
+
+
+@pytest.mark.parametrize("way", ASK)
+@pytest.mark.parametrize("error", [TimeoutError(), RequestCancelledError("r1"), KeyError("of the replica's")])
 async def test_any_other_error_may_be_of_one_that_had_begun(error, way, monkeypatch) -> None:
     assert await told(error, way, monkeypatch) is UnavailableError
 

@@ -159,7 +159,8 @@ class Inference(Protocol):
         Raises:
             InvalidInputError: for what the service refuses.
             NoReplicaError: if there is no replica that could take it.
-            UnavailableError: if none answers in time, or one dies on the way.
+            ReplicaLostError: if one is lost that may have taken it.
+            UnavailableError: if none answers in time.
         """
 
     def generate(
@@ -175,7 +176,8 @@ class Inference(Protocol):
         Raises:
             InvalidInputError: for what the engine refuses, with ``param`` and ``openai_code`` in its data.
             NoReplicaError: before the first piece, if there is no replica that could take it.
-            UnavailableError: if no replica answers, or one dies on the way.
+            ReplicaLostError: if one is lost that may have taken it; perhaps after some pieces.
+            UnavailableError: if no replica answers.
         """
 
     async def embed(self, app_name: str, request: ToEmbed, made: Callable[[Piece], None]) -> Embeddings:
@@ -198,7 +200,8 @@ class Apps(Protocol):
         Raises:
             AppFailedError: if the application fails before its answer is complete.
             NoReplicaError: before the first message, if there is no replica that could take it.
-            UnavailableError: if no replica answers, or one dies on the way.
+            ReplicaLostError: if one is lost that may have taken it; perhaps after some messages.
+            UnavailableError: if no replica answers.
         """
 
     def converse(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cloudfarm.errors import NoReplicaError, UnavailableError
+from cloudfarm.errors import NoReplicaError, ReplicaLostError, UnavailableError
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -111,14 +111,17 @@ class Handles:
         return handle
 
     def _silent(self, app_name: str, error: BaseException) -> UnavailableError:
-        from ray.exceptions import RayError  # noqa: PLC0415 - only inside a replica
+        from ray.exceptions import RayActorError, RayError  # noqa: PLC0415 - only inside a replica
         from ray.serve.exceptions import DeploymentUnavailableError, RayServeException  # noqa: PLC0415
 
         log.warning("%s: %s: %s", app_name, type(error).__name__, error)
         if isinstance(error, RayServeException | RayError | TimeoutError | asyncio.CancelledError):
             self._kept.pop(app_name, None)  # perhaps it is another application by now
-        # Serve says so before it has chosen a replica, of an application that has ended.
-        kind = NoReplicaError if isinstance(error, DeploymentUnavailableError) else UnavailableError
+        kind = UnavailableError
+        if isinstance(error, DeploymentUnavailableError):
+            kind = NoReplicaError  # Serve says so before it has chosen a replica, of an application that has ended
+        elif isinstance(error, RayActorError | asyncio.CancelledError | ConnectionResetError):
+            kind = ReplicaLostError
         return kind(f"service {service_of(app_name)} does not answer just now")
 
 

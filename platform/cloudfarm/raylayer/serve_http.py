@@ -55,7 +55,8 @@ class ServeApps:
         Raises:
             AppFailedError: if the application fails before its answer is complete.
             NoReplicaError: if there is no replica that could take the request.
-            UnavailableError: if no replica answers, or one dies on the way.
+            ReplicaLostError: if one is lost that may have taken it.
+            UnavailableError: if no replica answers.
         """
         import grpc  # noqa: PLC0415 - only inside a replica
 
@@ -80,7 +81,8 @@ class ServeApps:
         Raises:
             AppFailedError: if the application fails.
             NoReplicaError: if there is no replica that could take it; nothing of the client was received then.
-            UnavailableError: if no replica answers, or one dies on the way.
+            ReplicaLostError: if one is lost that may have taken it.
+            UnavailableError: if no replica answers.
         """
         import grpc  # noqa: PLC0415 - only inside a replica
 

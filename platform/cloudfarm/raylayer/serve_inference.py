@@ -34,6 +34,7 @@ class ServeInference:
         Raises:
             InvalidInputError: for a payload that the service refuses.
             NoReplicaError: if there is none that could take it.
+            ReplicaLostError: if one is lost that may have taken it.
             UnavailableError: if no replica answers in time.
         """
         with self._told(app_name):
@@ -53,7 +54,8 @@ class ServeInference:
         Raises:
             InvalidInputError: for what the engine refuses.
             NoReplicaError: if there is none that could take it.
-            UnavailableError: if no replica answers, or one dies on the way.
+            ReplicaLostError: if one is lost that may have taken it.
+            UnavailableError: if no replica answers.
         """
         async with self._mailboxes.one(made) as mailbox:
             with self._told(app_name):

@@ -327,7 +327,7 @@ class _Delivery(asyncio.Protocol):
         self._has_shown = True
         mailbox.line = self
         if said is None:
-            mailbox.stop(ConnectionResetError("the replica has given up the answer"))
+            mailbox.stop(ConnectionAbortedError("the replica has given up the answer"))
         elif isinstance(said, int):
             mailbox.complete(said)
         else:

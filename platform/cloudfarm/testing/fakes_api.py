@@ -8,7 +8,13 @@ from typing import Any
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, Sampling, Text, ToEmbed
 from cloudfarm.domain.load import LoadReport
 from cloudfarm.domain.workload import Job
-from cloudfarm.errors import InvalidInputError, NoReplicaError, TooManyError, UnavailableError
+from cloudfarm.errors import (
+    InvalidInputError,
+    NoReplicaError,
+    ReplicaLostError,
+    TooManyError,
+    UnavailableError,
+)
 from cloudfarm.usecases.limits import Admission
 from cloudfarm.usecases.metering import Meter
 from cloudfarm.usecases.routes import Called, Route
@@ -99,6 +105,8 @@ class FakeInference:
     down: bool = False
     gone: int = 0
     """Of so many requests more Serve says that it has no replica that could take them."""
+    lost: int = 0
+    """So many requests more are lost with the replica that has got them."""
     refusal: str = ""
     """What a service says of a payload that it refuses."""
     refused: tuple[str, str] | None = None
@@ -138,7 +146,7 @@ class FakeInference:
         try:
             for count, piece in enumerate(pieces):
                 if count == self.break_after:
-                    raise UnavailableError("the replica has died")
+                    raise ReplicaLostError("the replica has died")
                 if count == self.stall_after:
                     self.stalled.set()
                     await asyncio.Event().wait()
@@ -181,6 +189,9 @@ class FakeInference:
         if self.gone:
             self.gone -= 1
             raise NoReplicaError
+        if self.lost:
+            self.lost -= 1
+            raise ReplicaLostError
         if self.down:
             raise UnavailableError("no replica answers just now")
         if self.refusal:

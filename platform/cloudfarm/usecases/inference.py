@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from cloudfarm.domain.bundles import ANSWERED_AS_OPENAI, CAUSAL_LM, SERVE_APP, TEXT_EMBEDDING
 from cloudfarm.domain.generation import Embeddings, Generation, Piece, ToEmbed
 from cloudfarm.domain.json_values import check_json
-from cloudfarm.errors import InvalidInputError, NoReplicaError
+from cloudfarm.errors import InvalidInputError, NoReplicaError, ReplicaLostError
 from cloudfarm.ports import Apps, Inference
 from cloudfarm.usecases.gate import Gate
 from cloudfarm.usecases.limits import Admission
@@ -117,7 +117,7 @@ class Calls:
                     f"service {name} is not a tenant's own application: ask it at /v1/services/{name}/predict"
                 )
 
-        return self._answers(secret, name, "service", check, lambda route, _use: ask(route))
+        return self._answers(secret, name, "service", check, lambda route, _use: ask(route), pure=False)
 
     async def _answers(
         self,
@@ -128,11 +128,14 @@ class Calls:
         ask: Callable[[Route, Use], AsyncGenerator[T]],
         *,
         most_tokens: Callable[[Called], int] = lambda _called: 0,
+        pure: bool = True,
     ) -> AsyncGenerator[T]:
         """Yield what a service answers.
 
         A request that comes as its replicas go, to sleep or for another revision's sake, may find none. Then nobody
-        has got it, and it is sent once more: to what takes over, or after a wait for the service to wake.
+        has got it, and it is sent once more: to what takes over, or after a wait for the service to wake. A model
+        (``pure``) does nothing but answer, so a request may also be sent once more if a replica is lost with it, and
+        nothing of the answer has come. What a tenant's own application has got is never sent again.
         """
         called = await self.gate.route(secret, model, what=what)
         check(called)
@@ -148,8 +151,9 @@ class Calls:
                         async with aclosing(ask(called, use)) as answers:
                             while (each := await use.next_of(answers)) is not None:
                                 yield each
-                except NoReplicaError:
-                    if lost:
+                except (NoReplicaError, ReplicaLostError) as error:
+                    is_safe = isinstance(error, NoReplicaError) or (pure and use.is_untouched)
+                    if lost or not is_safe:
                         raise
                     lost = True
                 else:

@@ -57,6 +57,11 @@ class Use:
         self.completion_tokens += completion_tokens
         self._meter.take(self._admission, prompt_tokens + completion_tokens)
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing of the answer has come, and nothing was charged."""
+        return not (self.begun or self.prompt_tokens or self.completion_tokens)
+
     def end(self) -> None:
         """Close it; a second time changes nothing."""
         if not self.ended:
